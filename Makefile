@@ -1,0 +1,37 @@
+# One command each; everything happens in .venv, which the first of them makes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+KERNELS := $(wildcard edge_client/kernels/*.cpp edge_client/kernels/*.h edge_client/kernels/*/*)
+
+.PHONY: demo test check bench clean help
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml CMakeLists.txt $(KERNELS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[coordinator,export,demo,dev]'
+	touch $@
+
+demo: $(INSTALLED) ## Train a small federation on this machine: sparse beside dense, with bytes and joules
+	$(BIN)/sparsefleet demo
+
+test: $(INSTALLED) ## Run every test
+	tools/install-test-tools
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## Format, lint, types, C++ warnings as errors, the quick tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	cmake -S . -B build/check -DSPARSEFLEET_WERROR=ON -DSKBUILD_STATE=check >/dev/null
+	cmake --build build/check --parallel
+	$(BIN)/python -m pytest -m "not slow"
+
+bench: $(INSTALLED) ## Measure kernels and training steps against dense PyTorch
+	$(BIN)/sparsefleet bench
+
+clean: ## Remove everything that was built
+	rm -rf build $(VENV) edge_client/kernels/libsparsefleet_ops.*
