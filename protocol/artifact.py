@@ -1,0 +1,138 @@
+"""The artifact folder's manifest: what export writes, and coordinator and client read.
+
+    manifest.json          this: layout, shapes, operators, digests
+    step.onnx              one training step for any onnxruntime: loss, gradients, batch statistics
+    eval.onnx              logits from the dense weights, standard operators only
+    initial.bin            the initial weights, one flat little-endian float32 vector
+    training_model.onnx, eval_model.onnx, optimizer_model.onnx, checkpoint
+                           the four artifacts of ONNX Runtime's own training API
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from protocol.errors import ArtifactError
+from protocol.layout import Layout, Vector
+from protocol.messages import BlobRef
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+STEP, EVAL, INITIAL = "step.onnx", "eval.onnx", "initial.bin"
+TRAINING_MODEL, EVAL_MODEL, OPTIMIZER_MODEL = "training_model.onnx", "eval_model.onnx", "optimizer_model.onnx"
+CHECKPOINT = "checkpoint"
+FILES = (STEP, EVAL, INITIAL, TRAINING_MODEL, EVAL_MODEL, OPTIMIZER_MODEL, CHECKPOINT)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the folder: SHA-256 and length."""
+
+    digest: str
+    size: int
+
+    @property
+    def ref(self) -> BlobRef:
+        """The file as a blob."""
+        return BlobRef(self.digest, self.size)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact contains. The raw bytes are kept: their digest names the artifact."""
+
+    model: str
+    input_shape: tuple[int, ...]
+    num_classes: int
+    layout: Layout
+    statistic_momentum: dict[str, float]
+    operators: tuple[str, ...]
+    versions: dict[str, str]
+    files: dict[str, FileEntry]
+    raw: bytes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest file: names the whole artifact, since it names every file."""
+        return hashlib.sha256(self.raw).hexdigest()
+
+
+def dump(fields: dict[str, Any]) -> bytes:
+    """Return the manifest file for the given fields; the same fields give the same bytes."""
+    return json.dumps({"format": FORMAT, **fields}, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def parse(raw: bytes) -> Manifest:
+    """Return the manifest in `raw`.
+
+    Raises:
+        ArtifactError: not JSON, another format version, or a field is missing or of another type.
+    """
+    try:
+        fields = json.loads(raw)
+        if fields["format"] != FORMAT:
+            raise ArtifactError(f"the artifact has format {fields['format']}; this version reads {FORMAT}")
+        return Manifest(
+            model=str(fields["model"]),
+            input_shape=tuple(int(n) for n in fields["input_shape"]),
+            num_classes=int(fields["num_classes"]),
+            layout=Layout.from_json(fields["layout"]),
+            statistic_momentum={str(k): float(v) for k, v in fields["statistic_momentum"].items()},
+            operators=tuple(str(name) for name in fields["operators"]),
+            versions={str(k): str(v) for k, v in fields["versions"].items()},
+            files={str(k): FileEntry(str(v["sha256"]), int(v["size"])) for k, v in fields["files"].items()},
+            raw=raw,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"the artifact's manifest is damaged: {error!r}") from error
+
+
+def read(folder: Path) -> Manifest:
+    """Read and verify a whole artifact folder.
+
+    Raises:
+        ArtifactError: the manifest or a file is missing, or a file is not the one that was exported.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"{path} not found; make an artifact with: sparsefleet export MODEL --out {folder}")
+    manifest = parse(path.read_bytes())
+    for name, entry in manifest.files.items():
+        check(folder / name, entry)
+    return manifest
+
+
+def check(path: Path, entry: FileEntry) -> None:
+    """Compare one file with its entry.
+
+    Raises:
+        ArtifactError: it is missing or has other bytes.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing from the artifact; export it again")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != entry.digest:
+        raise ArtifactError(
+            f"{path} has SHA-256 {digest[:12]}..., the manifest says {entry.digest[:12]}...: "
+            "the file was changed or damaged after export; export it again"
+        )
+
+
+def weights(raw: bytes, layout: Layout) -> Vector:
+    """Return the flat vector in the bytes of initial.bin.
+
+    Raises:
+        ArtifactError: another length than the layout's, or values that are not finite.
+    """
+    if len(raw) != 4 * layout.size:
+        raise ArtifactError(f"initial weights have {len(raw)} bytes, the layout needs {4 * layout.size}")
+    flat = np.frombuffer(raw, "<f4").astype(np.float32)
+    if not bool(np.isfinite(flat).all()):
+        raise ArtifactError("initial weights contain NaN or infinity")
+    return flat

@@ -1,0 +1,198 @@
+"""The messages, in the order in which they travel. Small ones: bodies travel as blobs.
+
+    client                                        coordinator
+      Join            (retained, will: Leave)  ->
+                                               <-  Task        what to do, and which blobs it needs
+      Want            chunks of those blobs    ->
+                                               <-  chunks      (blobs.py)
+      Update          what was done, its cost  ->
+                                               <-  Want        chunks of the update's body
+      chunks                                   ->
+                                               <-  Receipt     accepted, late, duplicate, rejected
+      Cost            what the upload cost     ->
+      Refusal         instead of an update     ->
+                                               <-  End         the run is over
+
+Encoded as msgpack maps with a "type" tag. Messages only grow, by fields with a default: an old
+device must go on reading what a new coordinator sends. Decoding is typed and limited in size, so
+that hostile bytes cost nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from protocol.errors import LimitExceeded, MalformedMessage
+
+# The largest message is a Want for a large body: 4 bytes a chunk, at most a window of chunks.
+MAX_MESSAGE_BYTES = 64 * 1024
+
+Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+Text = Annotated[str, msgspec.Meta(max_length=1000)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Amount = Annotated[float, msgspec.Meta(ge=0)]
+Setting = str | int | float | bool
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=False, tag_field="type"):
+    """Base of all messages."""
+
+
+class BlobRef(msgspec.Struct, frozen=True):
+    """A body by content: SHA-256 of its bytes, and how many there are."""
+
+    digest: Digest
+    size: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+
+
+class Join(Message, frozen=True, tag="join"):
+    """A client is there. Retained, so that a coordinator that starts later sees it."""
+
+    client_id: Name
+    session: Count  # Counts the client's starts: a Leave of an older session is stale.
+    num_examples: Count
+    runtime: Text  # "onnxruntime 1.31.1", or "onnxruntime-training 1.19.2 Module".
+    kernels: Text  # "avx2", "neon", ...
+    profile: Text  # Name of the device profile.
+    energy_source: Text
+    versions: dict[Name, Text] = {}
+
+
+class Leave(Message, frozen=True, tag="leave"):
+    """The client is gone: its will, or its farewell."""
+
+    client_id: Name
+    session: Count
+
+
+class Training(msgspec.Struct, frozen=True):
+    """How a client trains locally. One meaning for every method."""
+
+    local_epochs: Annotated[int, msgspec.Meta(ge=1, le=1000)]
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=100)]
+    momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+
+
+class Task(Message, frozen=True, tag="task"):
+    """What a client of the cohort is asked to do in one round."""
+
+    run: Name
+    round_number: Count
+    method: Name
+    settings: dict[Name, Setting]
+    stage: Name  # What this round is for in the method's words: "train", "score".
+    training: Training
+    seed: Count
+    deadline_s: Amount
+    artifact: BlobRef  # The manifest; it names the graphs by digest.
+    blobs: dict[Name, BlobRef] = {}  # "weights", "mask", "initial": what the method's stage needs.
+    values: Literal["f32", "f16"] = "f32"  # How the update's values are to be coded.
+
+
+class Want(Message, frozen=True, tag="want"):
+    """Please publish these chunks of a blob. The receiver asks, so it sets the pace."""
+
+    digest: Digest
+    chunks: Annotated[list[Count], msgspec.Meta(max_length=1024)]
+
+
+class Phase(msgspec.Struct, frozen=True):
+    """What one phase of a round cost on the device."""
+
+    phase: Name  # receive, decode, train, encode, upload
+    duration_s: Amount
+    cpu_s: Amount
+    energy_j: Amount | None  # None: not measured and not modelled. Never zero for "unknown".
+    uncertainty_j: Amount | None
+    energy_source: Text  # What produced the figure, e.g. "rapl:package-0" or "model:cpu-time".
+    received_bytes: Count = 0
+    sent_bytes: Count = 0
+
+
+class Update(Message, frozen=True, tag="update"):
+    """What a client returns: the body is a blob which the coordinator fetches."""
+
+    client_id: Name
+    session: Count
+    run: Name
+    round_number: Count
+    stage: Name
+    num_examples: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+    body: BlobRef
+    loss: float  # Mean training loss of the last local epoch; NaN where the stage has none.
+    num_steps: Count
+    phases: Annotated[list[Phase], msgspec.Meta(max_length=16)]
+    peak_rss_bytes: Count
+
+
+class Refusal(Message, frozen=True, tag="refusal"):
+    """The client cannot do the task, and why."""
+
+    client_id: Name
+    run: Name
+    round_number: Count
+    reason: Text
+
+
+class Receipt(Message, frozen=True, tag="receipt"):
+    """The coordinator's word on an update. Only this ends its delivery, never a broker's ack."""
+
+    run: Name
+    round_number: Count
+    digest: Digest
+    verdict: Literal["accepted", "late", "duplicate", "rejected", "unknown-mask"]
+    reason: Text = ""
+
+
+class Cost(Message, frozen=True, tag="cost"):
+    """What came after the update was described: the cost of its upload."""
+
+    client_id: Name
+    run: Name
+    round_number: Count
+    phases: Annotated[list[Phase], msgspec.Meta(max_length=16)]
+
+
+class End(Message, frozen=True, tag="end"):
+    """The run is over; clients wait for the next."""
+
+    run: Name
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """The coordinator is there (retained) or gone (its will)."""
+
+    online: bool
+    session: Count
+
+
+AnyMessage = Join | Leave | Task | Want | Update | Refusal | Receipt | Cost | End | Hello
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode(message: Message) -> bytes:
+    """Return the message as msgpack."""
+    return _encoder.encode(message)
+
+
+def decode(payload: bytes) -> AnyMessage:
+    """Return the message in `payload`.
+
+    Raises:
+        LimitExceeded: more bytes than any message has; nothing was decoded.
+        MalformedMessage: not msgpack, an unknown type, or a field outside its schema.
+    """
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise LimitExceeded(f"a message of {len(payload)} bytes; at most {MAX_MESSAGE_BYTES} are read")
+    try:
+        message: AnyMessage = _decoder.decode(payload)
+        return message
+    except (msgspec.DecodeError, ValueError) as error:
+        raise MalformedMessage(str(error)) from error

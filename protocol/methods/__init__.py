@@ -1,0 +1,38 @@
+"""The federated methods, one file each. A new one is a file here and a line in METHODS."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import cast
+
+import msgspec
+
+from protocol.errors import ConfigError
+from protocol.messages import Setting
+from protocol.method import Method
+from protocol.methods.fedavg import FedAvg
+from protocol.methods.fedpai import FedPaI
+
+METHODS: dict[str, type[msgspec.Struct]] = {"fedavg": FedAvg, "fedpai": FedPaI}
+
+
+def build(name: str, settings: Mapping[str, Setting]) -> Method:
+    """Return the named method with its settings; both ends of the wire call this.
+
+    Raises:
+        ConfigError: no such method, an unknown setting (the nearest is named), or a wrong value.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
+    kind = METHODS[name]
+    known = [field.name for field in msgspec.structs.fields(kind)]
+    for key in settings:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known) or 'none'}"
+            raise ConfigError(f"method {name!r} has no setting {key!r}{hint}")
+    try:
+        return cast(Method, msgspec.convert(dict(settings), kind))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"method {name!r}: {error}") from error
