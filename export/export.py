@@ -1,0 +1,109 @@
+"""One module -> one artifact folder, or an error and no folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from export.artifacts import generate
+from export.graph import convert
+from export.lower import lower, operators
+from export.models import InputShape, builder
+from export.parity import check
+from export.trace import evaluation_form, trace
+from protocol.artifact import EVAL, INITIAL, MANIFEST, STEP, Manifest, dump, parse
+from protocol.errors import ArtifactError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    folder: Path
+    manifest: Manifest
+    worst_difference: float  # Largest relative difference of loss and gradients from PyTorch.
+
+
+def export_model(
+    model: str, input_shape: InputShape, num_classes: int, folder: Path, library: Path, seed: int = 0
+) -> Exported:
+    """Build a model by name and export it. `library` is the op library; see `export_module`."""
+    torch.manual_seed(seed)
+    module = builder(model)(input_shape, num_classes)
+    return export_module(module, model, input_shape, folder, library)
+
+
+def export_module(module: nn.Module, name: str, input_shape: InputShape, folder: Path, library: Path) -> Exported:
+    """Export a module with its present weights as the initial ones. An existing folder is replaced.
+
+    Raises:
+        ArtifactError: an unsupported operator, or a gradient that is not PyTorch's; nothing is written.
+    """
+    traced = trace(module, input_shape)
+    converted = convert(traced)
+    layout = converted.layout
+    flat = layout.flatten({key: numpy_helper.to_array(value) for key, value in converted.weights.items()})
+    training = generate(converted, library)
+    step = lower(training.training, layout)
+    worst = check(step, module, layout, flat, converted.num_classes, library)
+    files = {
+        STEP: step.SerializeToString(),
+        EVAL: evaluation_form(traced, [piece.name for piece in layout.pieces]).SerializeToString(),
+        INITIAL: flat.astype("<f4").tobytes(),
+        **training.files(),
+    }
+    packages = ("torch", "onnx", "onnxruntime-training-cpu", "numpy")
+    manifest = dump(
+        {
+            "model": name,
+            "input_shape": list(input_shape),
+            "num_classes": converted.num_classes,
+            "layout": layout.to_json(),
+            "statistic_momentum": converted.statistic_momentum,
+            "operators": operators(step),
+            "versions": {package: _version(package) for package in packages},
+            "files": {
+                file: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for file, data in files.items()
+            },
+        }
+    )
+    _write(folder, {**files, MANIFEST: manifest})
+    log.info("exported model=%s weights=%d folder=%s difference=%.1e", name, layout.size, folder, worst)
+    return Exported(folder, parse(manifest), worst)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    """Write a complete folder or none: a half-written artifact would be taken for a whole one."""
+    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
+        raise ArtifactError(f"{folder} exists and is no artifact; choose another --out, or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for name, data in files.items():
+            (staging / name).write_bytes(data)
+        staging.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(staging, folder)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise ArtifactError(f"{folder} cannot be written: {error}") from error
