@@ -1,0 +1,1 @@
+"""The device side: a daemon that joins, trains what it is asked to, and reports what that cost."""

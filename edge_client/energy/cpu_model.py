@@ -1,0 +1,34 @@
+"""The model for boards without a sensor: CPU seconds times the watts of a busy core.
+
+    joules = CPU seconds of this process * (max_w - idle_w) / cores
+
+This is the NET energy of the process: what it adds to a board that would idle otherwise. The idle
+power of the board is not in it, nor the radio, nor memory traffic beyond the average of the load
+the profile's figures come from, nor lower clocks: at a lower clock a CPU second costs less. A
+figure of this source must not be compared with one of a sensor.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from device_profiles import Profile
+from edge_client.energy.source import Accuracy, Reading, Scope
+
+
+class CpuModel:
+    """An EnergySource without a sensor."""
+
+    scope: Scope = "model"
+    poll_s = None
+
+    def __init__(self, profile: Profile, cpu_time: Callable[[], float] = time.process_time) -> None:
+        """Start counting; `cpu_time` must count all threads of the process, in seconds."""
+        self.name = f"model:cpu-time({profile.name})"
+        self.accuracy = Accuracy(relative=profile.uncertainty)
+        self._core_w, self._cpu_time, self._start_s = profile.core_w, cpu_time, cpu_time()
+
+    def read(self) -> Reading:
+        """Return the modelled joules so far."""
+        return Reading((self._cpu_time() - self._start_s) * self._core_w)

@@ -1,0 +1,206 @@
+"""Examples: an .npz file with x [n, ...] and y [n], checked before anything trains on it.
+
+    examples = load(path, input_shape=(1, 28, 28), num_classes=10)
+    for x, y in batches(examples, batch_size=16, rng=rng): ...
+
+Images are uint8, [n, h, w] or channel last [n, h, w, c]: they become float32 in 0..1, channel
+first, as the models want them. Floats are taken as they are. Nothing in a file is executed (no
+pickle), and nothing is read before its declared size has been compared with a limit.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.errors import DataError
+from protocol.method import Batch
+
+MAX_BYTES = 4 * 2**30  # More than any board has to spare; a damaged or hostile file declares more.
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Examples and their labels, in the file's order."""
+
+    x: npt.NDArray[np.float32]  # [n, *input_shape], C-contiguous.
+    y: npt.NDArray[np.int64]  # [n]
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.y)
+
+
+def load(path: Path, input_shape: Sequence[int], num_classes: int, max_bytes: int = MAX_BYTES) -> Examples:
+    """Return the examples in `path`, in the form a model with this input and these classes needs.
+
+    `max_bytes` limits both the arrays in the file and their float32 form.
+
+    Raises:
+        DataError: missing or damaged file, missing key, other shape, NaN, labels out of range.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"{path} not found; make examples with: sparsefleet data split SOURCE --out {path.parent}"
+        )
+    arrays = read_arrays(path, max_bytes, only=("x", "y"))
+    for key in ("x", "y"):
+        if key not in arrays:
+            raise DataError(f"{path} has no array {key!r}; it needs x [n, ...] and y [n]")
+    x, y = arrays["x"], arrays["y"]
+    check_labels(y, str(path), num_classes)
+    if x.ndim == 0 or len(x) != len(y):
+        raise DataError(f"{path}: x has {len(x) if x.ndim else 0} examples, y has {len(y)} labels")
+    if not len(y):
+        raise DataError(f"{path} has no examples; split the data among fewer clients")
+    if x.size * 4 > max_bytes:
+        raise DataError(f"{path}: x needs {x.size * 4} bytes as float32; at most {max_bytes} are allowed")
+    x = _shaped(x, tuple(input_shape), path)
+    # A uint8 is finite; checking only what can fail saves a pass over the images on a small board.
+    if x.dtype == np.uint8:
+        return Examples(np.divide(x, 255, dtype=np.float32, order="C"), y.astype(np.int64))
+    with np.errstate(over="ignore"):  # What float32 cannot hold becomes infinite, and is refused below.
+        examples = Examples(np.ascontiguousarray(x, np.float32), y.astype(np.int64))
+    check_finite(examples.x, str(path))
+    return examples
+
+
+def batches(examples: Examples, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
+    """Yield all examples once, shuffled, in contiguous batches of at most `batch_size`.
+
+    The last batch may be smaller. If it would hold a single example beside larger batches, it is
+    left out: the variance of one value is not defined, so batch normalization needs two.
+    """
+    order = rng.permutation(len(examples))
+    for begin in range(0, len(order), batch_size):
+        chosen = order[begin : begin + batch_size]
+        if begin and len(chosen) == 1 < batch_size:
+            return
+        yield examples.x[chosen], examples.y[chosen]
+
+
+def of_each_class(examples: Examples, per_class: int, rng: np.random.Generator) -> Examples:
+    """Return up to `per_class` examples of each class that is present, chosen at random, by class."""
+    order = rng.permutation(len(examples))
+    labels = examples.y[order]
+    chosen = [order[np.flatnonzero(labels == label)[:per_class]] for label in np.unique(labels)]
+    rows = np.concatenate(chosen) if chosen else order
+    return Examples(examples.x[rows], examples.y[rows])
+
+
+# Reading
+
+
+def read_arrays(path: Path, max_bytes: int, only: Sequence[str] | None = None) -> dict[str, Array]:
+    """Return the arrays of an .npz file, or those named in `only` that it has.
+
+    Raises:
+        DataError: not an .npz file, larger than `max_bytes` in total, or an array that is damaged,
+            holds Python objects, or declares another size than it has.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if only is not None:
+                members = {name: info for name, info in members.items() if name in only}
+            total = sum(info.file_size for info in members.values())
+            if total > max_bytes:
+                raise DataError(f"{path} holds {total} bytes; at most {max_bytes} are read")
+            return {name: _array(archive, info, path) for name, info in members.items()}
+    except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise DataError(f"{path} cannot be read as .npz: {error}") from error
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is not an .npz file, or is damaged: {error}") from error
+
+
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Array:
+    """Read one array whose header agrees with its length: NumPy would first allocate what a header says."""
+    with archive.open(info) as file:
+        shape, dtype = _header(file)
+        declared = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject or declared != info.file_size - file.tell():
+            what = (
+                "Python objects" if dtype.hasobject else f"{declared} bytes by its header, not what is there"
+            )
+            raise DataError(f"{path}: array {info.filename} holds {what}; it is not read")
+    with archive.open(info) as file:
+        array: Array = np.lib.format.read_array(file, allow_pickle=False)
+        return array
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"array format {version} is not known")
+    return shape, dtype
+
+
+# Checking
+
+
+def check_labels(y: Array, place: str, num_classes: int | None = None) -> None:
+    """Refuse labels that are not integers [n] in 0..num_classes-1; `place` begins the text.
+
+    Raises:
+        DataError: with the value, its index, and what is allowed.
+    """
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        raise DataError(f"{place}: y is {y.dtype} {list(y.shape)}, expected integer labels [n]")
+    above = y >= num_classes if num_classes is not None else np.zeros(len(y), bool)
+    wrong = np.flatnonzero((y < 0) | above)
+    if wrong.size:
+        allowed = f"0..{num_classes - 1}" if num_classes is not None else "0 and above"
+        raise DataError(
+            f"{place}: label {y[wrong[0]]} at example {wrong[0]} is out of range ({wrong.size} in all); "
+            f"allowed are {allowed}"
+        )
+
+
+def check_finite(x: Array, place: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        DataError: with how many there are, and the first example that has one.
+    """
+    finite = np.isfinite(x)
+    if not finite.all():
+        rows = np.flatnonzero(~finite.reshape(len(x), -1).all(axis=1))
+        count = finite.size - np.count_nonzero(finite)
+        raise DataError(
+            f"{place}: x has {count} NaN or infinite values in {rows.size} examples, "
+            f"the first at example {rows[0]}; fill in or remove them"
+        )
+
+
+def _shaped(x: Array, input_shape: tuple[int, ...], path: Path) -> Array:
+    """Return x as [n, *input_shape]; images become channel first."""
+    if x.dtype.kind not in "fiub":
+        raise DataError(f"{path}: x is {x.dtype}, expected numbers")
+    shape = x.shape[1:]
+    # Channel last comes first: a square image of 3 x 3 pixels and 3 channels could be read either way.
+    if x.dtype == np.uint8 and len(input_shape) == 3 and shape == (*input_shape[1:], input_shape[0]):
+        return x.transpose(0, 3, 1, 2)
+    if shape == input_shape:
+        return x
+    # Only axes of length 1 come and go, or all become one; other reshapes would scramble pixels.
+    flat = 1 in (len(shape), len(input_shape)) and math.prod(shape) == math.prod(input_shape)
+    if flat or [n for n in shape if n != 1] == [n for n in input_shape if n != 1]:
+        return x.reshape(len(x), *input_shape)
+    raise DataError(
+        f"{path}: an example is {x.dtype} {list(shape)}, the model expects {list(input_shape)} "
+        "(only uint8 images may be channel last)"
+    )

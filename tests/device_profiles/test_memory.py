@@ -1,0 +1,30 @@
+"""The peak memory has one unit, whatever the system reports."""
+
+from pathlib import Path
+
+import pytest
+
+from device_profiles.memory import peak_rss_bytes
+
+resource = pytest.importorskip("resource", reason="this system has no resource module")
+
+
+def test_linux_reports_vmhwm_in_kib(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/status").write_text(
+        "Name:\tx\nVmPeak:\t 9000 kB\nVmHWM:\t  5128 kB\nVmRSS:\t 4000 kB\n"
+    )
+    assert peak_rss_bytes(tmp_path) == 5128 * 1024
+
+
+@pytest.mark.parametrize(("system", "factor"), [("Linux", 1024), ("Darwin", 1)])
+def test_without_vmhwm_the_unit_of_ru_maxrss_depends_on_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str, factor: int
+) -> None:
+    usage = type("Usage", (), {"ru_maxrss": 7000})
+    monkeypatch.setattr(resource, "getrusage", lambda who: usage)
+    assert peak_rss_bytes(tmp_path, system) == 7000 * factor
+
+
+def test_this_process_needs_megabytes_and_not_terabytes() -> None:
+    assert 2**20 < peak_rss_bytes() < 2**40

@@ -1,0 +1,1 @@
+"""What people run: the sparsefleet command and what is behind each subcommand."""
