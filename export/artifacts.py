@@ -7,7 +7,11 @@ the evaluation graph.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,12 +44,29 @@ class TrainingArtifacts:
         }
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the gradient builder, which narrates every graph transformer on the process's stderr.
+
+    Its log level cannot be set from Python. What goes wrong comes as an exception all the same.
+    """
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123  A descriptor is needed, not a path.
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
 def generate(converted: Converted, library: Path) -> TrainingArtifacts:
     """Return training, evaluation and optimizer graphs and the checkpoint of the dense model."""
     register()
     layout = converted.layout
     statistics = [p.name for p in layout.of_role(STATISTIC)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _quiet():
         ort_artifacts.generate_artifacts(
             converted.model,
             requires_grad=[p.name for p in layout.pieces if p.role != STATISTIC],

@@ -45,7 +45,9 @@ def export_model(
     return export_module(module, model, input_shape, folder, library)
 
 
-def export_module(module: nn.Module, name: str, input_shape: InputShape, folder: Path, library: Path) -> Exported:
+def export_module(
+    module: nn.Module, name: str, input_shape: InputShape, folder: Path, library: Path
+) -> Exported:
     """Export a module with its present weights as the initial ones. An existing folder is replaced.
 
     Raises:
@@ -75,7 +77,8 @@ def export_module(module: nn.Module, name: str, input_shape: InputShape, folder:
             "operators": operators(step),
             "versions": {package: _version(package) for package in packages},
             "files": {
-                file: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for file, data in files.items()
+                file: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+                for file, data in files.items()
             },
         }
     )

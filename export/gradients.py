@@ -59,7 +59,9 @@ def _definition(op_type: str, domain: str, inputs: list[str], outputs: list[str]
 def register() -> None:
     """Tell the gradient builder of this process how our ops are differentiated. May be repeated."""
     for op_type, (gradient, inputs, outputs) in GRADIENTS.items():
-        ort.register_gradient_definition(f"{DOMAIN}::{op_type}", [_definition(gradient, DOMAIN, inputs, outputs)])
+        ort.register_gradient_definition(
+            f"{DOMAIN}::{op_type}", [_definition(gradient, DOMAIN, inputs, outputs)]
+        )
     both = [_definition("Identity", "", ["GO(0)"], [f"GI({i})"]) for i in (0, 1)]
     ort.register_gradient_definition(f"{DOMAIN}::Add", both)
     for op_type, edges in STOPPED.items():

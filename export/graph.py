@@ -50,7 +50,9 @@ class _Context:
     roles: dict[str, str] = field(default_factory=dict)
     momentum: dict[str, float] = field(default_factory=dict)
 
-    def emit(self, op_type: str, node: NodeProto, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
+    def emit(
+        self, op_type: str, node: NodeProto, inputs: list[str], outputs: list[str], **attributes: Any
+    ) -> None:
         name = node.name.strip("/") or node.output[0]
         self.nodes.append(helper.make_node(op_type, inputs, outputs, name=name, domain=DOMAIN, **attributes))
 
@@ -78,7 +80,9 @@ def convert(traced: onnx.ModelProto) -> Converted:
     context = _Context(shapes, _halos(graph, shapes), {t.name: t for t in graph.initializer})
     first = graph.input[0].name
     context.nodes.append(
-        helper.make_node("Pack", [first], [_blocked(first), "count"], "pack", domain=DOMAIN, out_halo=context.halos[first])
+        helper.make_node(
+            "Pack", [first], [_blocked(first), "count"], "pack", domain=DOMAIN, out_halo=context.halos[first]
+        )
     )
     for node in graph.node:
         if node.op_type not in CONVERTERS:
@@ -88,9 +92,13 @@ def convert(traced: onnx.ModelProto) -> Converted:
             )
         CONVERTERS[node.op_type](context, node)
     logits = graph.output[0].name
-    context.nodes.append(helper.make_node("Unpack", [_blocked(logits), "count"], ["scores"], "unpack", domain=DOMAIN))
+    context.nodes.append(
+        helper.make_node("Unpack", [_blocked(logits), "count"], ["scores"], "unpack", domain=DOMAIN)
+    )
     context.nodes.append(helper.make_node("Div", ["scores", "temperature"], [logits], "temper"))
-    layout = Layout.of((name, tuple(context.weights[name].dims), role) for name, role in context.roles.items())
+    layout = Layout.of(
+        (name, tuple(context.weights[name].dims), role) for name, role in context.roles.items()
+    )
     return Converted(
         _model(graph, context, layout), layout, context.weights, context.momentum, shapes[logits][0]
     )
@@ -117,9 +125,10 @@ def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
 
 
 def _halos(graph: onnx.GraphProto, shapes: dict[str, Shape]) -> dict[str, int]:
-    """Border of each activation: enough for the convolution that reads it, and for the gradient of
-    the convolution that wrote it (a gradient has the halo of its tensor). Element-wise operators
-    keep the halo, so their tensors share one.
+    """Border of each activation.
+
+    Enough for the convolution that reads it, and for the gradient of the convolution that wrote it (a
+    gradient has the halo of its tensor). Element-wise operators keep the halo, so their tensors share one.
     """
     group = {name: name for name in shapes}
 
@@ -196,7 +205,11 @@ def _conv(context: _Context, node: NodeProto) -> None:
 
 def _gemm(context: _Context, node: NodeProto) -> None:
     attributes = _attributes(node)
-    if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0 or not attributes.get("transB", 0):
+    if (
+        attributes.get("alpha", 1.0) != 1.0
+        or attributes.get("beta", 1.0) != 1.0
+        or not attributes.get("transB", 0)
+    ):
         _refuse(node, "a Gemm that is not torch's Linear")
     values = context.weight(node, 1, PRUNABLE)
     bias = context.weight(node, 2, DENSE)
@@ -299,7 +312,10 @@ def _model(graph: onnx.GraphProto, context: _Context, layout: Layout) -> onnx.Mo
     prunable = layout.of_role(PRUNABLE)
     inputs = [
         graph.input[0],
-        *(helper.make_tensor_value_info(f"{p.name}.indices", TensorProto.INT32, [f"{p.name}.nnz"]) for p in prunable),
+        *(
+            helper.make_tensor_value_info(f"{p.name}.indices", TensorProto.INT32, [f"{p.name}.nnz"])
+            for p in prunable
+        ),
         helper.make_tensor_value_info("temperature", TensorProto.FLOAT, []),
     ]
     initializers = []
@@ -309,6 +325,8 @@ def _model(graph: onnx.GraphProto, context: _Context, layout: Layout) -> onnx.Mo
         initializers.append(numpy_helper.from_array(flat, piece.name))
     made = helper.make_graph(context.nodes, "sparsefleet", inputs, [graph.output[0]], initializers)
     for piece in layout.of_role(STATISTIC):  # generate_artifacts takes further outputs only from here.
-        made.value_info.append(helper.make_tensor_value_info(f"{piece.name}.batch", TensorProto.FLOAT, piece.shape))
+        made.value_info.append(
+            helper.make_tensor_value_info(f"{piece.name}.batch", TensorProto.FLOAT, piece.shape)
+        )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
     return helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION, producer_name="sparsefleet")

@@ -97,7 +97,9 @@ def _model(training: onnx.ModelProto, nodes: list[onnx.NodeProto], layout: Layou
         outputs.append(helper.make_tensor_value_info(f"{piece.name}.{suffix}", TensorProto.FLOAT, shape))
     graph = helper.make_graph(nodes, "step", inputs, outputs, list(training.graph.initializer))
     opsets = [opset for opset in training.opset_import if opset.domain in ("", DOMAIN)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=training.ir_version, producer_name="sparsefleet")
+    model = helper.make_model(
+        graph, opset_imports=opsets, ir_version=training.ir_version, producer_name="sparsefleet"
+    )
     free_nnz(model, layout)
     for node in model.graph.node:
         if node.output[0] == training.graph.output[0].name:

@@ -136,7 +136,11 @@ def vgg19(input_shape: InputShape, num_classes: int) -> nn.Module:
         if stage:
             layers.append(nn.MaxPool2d(2))
         for _ in range(count):
-            layers += [nn.Conv2d(width, num_outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(num_outputs), nn.ReLU()]
+            layers += [
+                nn.Conv2d(width, num_outputs, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(num_outputs),
+                nn.ReLU(),
+            ]
             width = num_outputs
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
 
@@ -170,7 +174,9 @@ def builder(name: str) -> Builder:
         return MODELS[name]
     module_name, colon, function = name.partition(":")
     if not colon:
-        raise ConfigError(f"unknown model {name!r}; built in are {', '.join(MODELS)}; yours is 'module:function'")
+        raise ConfigError(
+            f"unknown model {name!r}; built in are {', '.join(MODELS)}; yours is 'module:function'"
+        )
     try:
         found = getattr(importlib.import_module(module_name), function)
     except (ImportError, AttributeError) as error:
@@ -178,3 +184,19 @@ def builder(name: str) -> Builder:
     if not callable(found):
         raise ConfigError(f"model {name!r} is not a function of (input_shape, num_classes)")
     return found  # type: ignore[no-any-return]
+
+
+def input_shape(name: str, given: str | None) -> InputShape:
+    """Return the input shape from "channels,height,width", or a built-in model's own.
+
+    Raises:
+        ConfigError: it is not three positive numbers, or is missing for a model that has no default.
+    """
+    if given is None:
+        if name not in DEFAULT_INPUT_SHAPE:
+            raise ConfigError(f"model {name!r} needs --input-shape channels,height,width")
+        return DEFAULT_INPUT_SHAPE[name]
+    parts = given.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) for part in parts):
+        raise ConfigError(f"--input-shape {given!r} is not channels,height,width, for example 1,28,28")
+    return tuple(int(part) for part in parts)

@@ -56,7 +56,9 @@ def check(
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(str(library))
     observed, kinks = _with_kinks(step)
-    session = onnxruntime.InferenceSession(observed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        observed.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     rng = np.random.default_rng(0)
     input_shape = [d.dim_value for d in step.graph.input[0].type.tensor_type.shape.dim][1:]
     x = rng.standard_normal([BATCH, *input_shape]).astype(np.float32)
@@ -86,9 +88,9 @@ def random_mask(layout: Layout, density: float, rng: np.random.Generator) -> Mas
 
 def feeds(
     layout: Layout, flat: Vector, mask: Mask, x: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
-) -> dict[str, npt.NDArray[np.generic]]:
+) -> dict[str, npt.NDArray[Any]]:
     """Inputs of the step graph for a masked model."""
-    fed: dict[str, npt.NDArray[np.generic]] = {"x": x, "labels": labels, "temperature": np.float32(1.0)}
+    fed: dict[str, npt.NDArray[Any]] = {"x": x, "labels": labels, "temperature": np.ones((), np.float32)}
     for piece in layout.pieces:
         if piece.role == PRUNABLE:
             begin, end = np.searchsorted(mask.indices, [piece.offset, piece.end])
@@ -97,7 +99,7 @@ def feeds(
             fed[f"{piece.name}.indices"] = (stored - piece.offset).astype(np.int32)
         else:
             fed[piece.name] = flat[piece.part].reshape(piece.shape)
-    return {name: np.asarray(value) for name, value in fed.items()}
+    return fed
 
 
 class _SameSide(TorchFunctionMode):
@@ -123,7 +125,8 @@ def _with_kinks(step: onnx.ModelProto) -> tuple[onnx.ModelProto, list[tuple[str,
     observed = onnx.ModelProto()
     observed.CopyFrom(step)
     halos = {
-        node.output[0]: next((a.i for a in node.attribute if a.name == "out_halo"), 0) for node in step.graph.node
+        node.output[0]: next((a.i for a in node.attribute if a.name == "out_halo"), 0)
+        for node in step.graph.node
     }
     kinks = []
     for node in step.graph.node:
@@ -131,7 +134,9 @@ def _with_kinks(step: onnx.ModelProto) -> tuple[onnx.ModelProto, list[tuple[str,
             halos[node.output[0]] = halos[node.input[0]]
         if node.op_type == "Relu":
             kinks.append((node.output[0], halos[node.output[0]]))
-            observed.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None))
+            observed.graph.output.append(
+                onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None)
+            )
     return observed, kinks
 
 
@@ -185,7 +190,10 @@ def differences(
     ours: dict[str, npt.NDArray[np.generic]], expected: dict[str, npt.NDArray[np.float64]]
 ) -> list[Difference]:
     """Compare by name. A tensor that is zero in exact arithmetic is compared with the largest gradient."""
-    scale = max((float(np.abs(v).max()) for k, v in expected.items() if k.endswith(".gradient") and v.size), default=1.0)
+    scale = max(
+        (float(np.abs(v).max()) for k, v in expected.items() if k.endswith(".gradient") and v.size),
+        default=1.0,
+    )
     found = []
     for name, value in expected.items():
         difference = float(np.linalg.norm(np.asarray(ours[name], np.float64).reshape(-1) - value.reshape(-1)))

@@ -38,7 +38,7 @@ def trace(module: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelProto:
             torch.onnx.export(
                 module,
                 (example,),
-                buffer,
+                buffer,  # type: ignore[arg-type]  # Typed as a path, takes a buffer.
                 dynamo=False,
                 opset_version=OPSET,
                 training=torch.onnx.TrainingMode.TRAINING,
@@ -51,7 +51,9 @@ def trace(module: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelProto:
     except Exception as error:  # torch raises whatever the module raises; the user must see which.
         raise ArtifactError(f"torch cannot export the module: {error}") from error
     if num_dims != 2:
-        raise ArtifactError(f"the module must return logits [batch, classes]; it returned {num_dims} dimensions")
+        raise ArtifactError(
+            f"the module must return logits [batch, classes]; it returned {num_dims} dimensions"
+        )
     model = onnx.load_from_string(buffer.getvalue())
     model.ir_version = IR_VERSION
     return shape_inference.infer_shapes(_without_identities(model))

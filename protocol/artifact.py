@@ -1,11 +1,11 @@
 """The artifact folder's manifest: what export writes, and coordinator and client read.
 
-    manifest.json          this: layout, shapes, operators, digests
-    step.onnx              one training step for any onnxruntime: loss, gradients, batch statistics
-    eval.onnx              logits from the dense weights, standard operators only
-    initial.bin            the initial weights, one flat little-endian float32 vector
-    training_model.onnx, eval_model.onnx, optimizer_model.onnx, checkpoint
-                           the four artifacts of ONNX Runtime's own training API
+manifest.json          this: layout, shapes, operators, digests
+step.onnx              one training step for any onnxruntime: loss, gradients, batch statistics
+eval.onnx              logits from the dense weights, standard operators only
+initial.bin            the initial weights, one flat little-endian float32 vector
+training_model.onnx, eval_model.onnx, optimizer_model.onnx, checkpoint
+the four artifacts of ONNX Runtime's own training API
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ def read(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise ArtifactError(f"{path} not found; make an artifact with: sparsefleet export MODEL --out {folder}")
+        raise ArtifactError(
+            f"{path} not found; make an artifact with: sparsefleet export MODEL --out {folder}"
+        )
     manifest = parse(path.read_bytes())
     for name, entry in manifest.files.items():
         check(folder / name, entry)
