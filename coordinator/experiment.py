@@ -1,0 +1,115 @@
+"""The experiment file: everything that decides a run's result, as TOML.
+
+    artifact = "artifact"            # folder written by: sparsefleet export
+    data = "data"                    # folder written by: sparsefleet data split (its test.npz)
+    rounds = 10
+
+    [method]
+    name = "fedpai"
+    density = 0.1                    # further keys are the method's settings
+
+    [training]
+    local_epochs = 1
+    batch_size = 16
+    learning_rate = 0.1
+
+    [cohort]
+    clients = 5                      # wait for so many before round 1
+
+Paths are relative to the file. Where the broker is and who may connect does not change a result
+and is given on the command line or in [broker].
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from protocol.config import load
+from protocol.errors import ConfigError
+from protocol.messages import Name, Setting, Training
+from protocol.method import Method
+from protocol.methods import build
+
+
+class CohortConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """Who is asked and how long is waited."""
+
+    clients: Annotated[int, msgspec.Meta(ge=1, le=100_000)]  # Joined clients needed before the first round.
+    per_round: Annotated[int, msgspec.Meta(ge=0)] = 0  # Asked each round; 0 asks all.
+    quorum: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0  # Share of the cohort that closes a round.
+    deadline_s: Annotated[float, msgspec.Meta(gt=0)] = 300.0  # A round closes then in any case.
+    join_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0  # For `clients` to have joined.
+
+
+class WireConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """How bodies are coded."""
+
+    upload_values: Literal["f32", "f16"] = "f32"
+    download_values: Literal["f32", "f16"] = "f32"
+
+
+class BrokerConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """Where the broker is. Without a url one is started inside, on the loopback interface."""
+
+    url: str = ""  # mqtt://host:port
+    fleet: Name = "fleet"
+    username: str = "coordinator"
+    password: str = ""  # Better: environment variable SPARSEFLEET_PASSWORD.
+    bind: str = "127.0.0.1"  # Of the embedded broker; any other address needs client_password.
+    client_password: str = ""  # Of the user "device" at the embedded broker; empty makes one up.
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 1883  # 0 takes any free port.
+
+
+class EvaluationConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """Central evaluation."""
+
+    every: Annotated[int, msgspec.Meta(ge=1)] = 1  # Rounds.
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+
+
+class Experiment(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """One run."""
+
+    artifact: str
+    data: str
+    rounds: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    method: dict[str, Setting]
+    training: Training
+    cohort: CohortConfig
+    name: Name = "run"
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+    wire: WireConfig = msgspec.field(default_factory=WireConfig)
+    broker: BrokerConfig = msgspec.field(default_factory=BrokerConfig)
+    evaluation: EvaluationConfig = msgspec.field(default_factory=EvaluationConfig)
+
+    def build_method(self) -> Method:
+        """Return the method with its settings."""
+        settings = dict(self.method)
+        name = settings.pop("name", "")
+        if not isinstance(name, str) or not name:
+            raise ConfigError('the experiment has no method.name; for example: [method] name = "fedavg"')
+        return build(name, settings)
+
+
+def read(path: Path, overrides: tuple[str, ...] = ()) -> Experiment:
+    """Read an experiment; relative paths become relative to the file's folder.
+
+    Raises:
+        ConfigError: unreadable, an unknown key, a wrong value, an unknown method or setting.
+    """
+    experiment = load(path, Experiment, overrides)
+    experiment.artifact = str((path.parent / experiment.artifact).resolve())
+    experiment.data = str((path.parent / experiment.data).resolve())
+    experiment.build_method()
+    return experiment
+
+
+def shown(experiment: Experiment) -> dict[str, Any]:
+    """Return the experiment as plain values for the report, without the password."""
+    plain: dict[str, Any] = msgspec.to_builtins(experiment)
+    for key in ("password", "client_password"):
+        plain["broker"].pop(key, None)
+    return plain

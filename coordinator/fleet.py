@@ -1,0 +1,34 @@
+"""Who is there: the clients that have joined and not left."""
+
+from __future__ import annotations
+
+import logging
+
+from protocol.messages import Join, Leave
+
+log = logging.getLogger(__name__)
+
+
+class Fleet:
+    """The population, as the retained states of the clients tell it."""
+
+    def __init__(self) -> None:
+        """Nobody is there."""
+        self.present: dict[str, Join] = {}
+
+    def join(self, message: Join) -> bool:
+        """Note a client. Return whether it is new or was restarted, rather than announced again."""
+        before = self.present.get(message.client_id)
+        if before is not None and message.session < before.session:
+            return False
+        self.present[message.client_id] = message
+        return before is None or before.session != message.session
+
+    def leave(self, message: Leave) -> bool:
+        """Forget a client. A will that comes after the client's next start is stale and ignored."""
+        before = self.present.get(message.client_id)
+        if before is None or message.session != before.session:
+            return False
+        del self.present[message.client_id]
+        log.info("client left client=%s session=%d", message.client_id, message.session)
+        return True

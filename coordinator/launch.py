@@ -1,0 +1,135 @@
+"""One run from an experiment to its report: opens what the coordinator needs, and closes it.
+
+Used by the command line, the demo and the tests alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from coordinator import final_model, journal
+from coordinator.broker import COORDINATOR_USER, EmbeddedBroker
+from coordinator.evaluate import Evaluator
+from coordinator.experiment import BrokerConfig, Experiment
+from coordinator.report import ROUNDS, SUMMARY, RunFolder, read_csv
+from coordinator.service import Coordinator, Progress
+from device_profiles.memory import peak_rss_bytes
+from protocol import artifact as artifacts
+from protocol import mqtt
+from protocol.errors import ConfigError
+from protocol.examples import load
+from protocol.messages import Hello, encode
+from protocol.topics import HELLO, Topics
+from protocol.transport import Transport, Will
+
+DEVICE_USER = "device"
+PASSWORD_VARIABLE = "SPARSEFLEET_PASSWORD"  # noqa: S105  The variable's name is no secret.
+
+
+def launch(
+    experiment: Experiment,
+    out: Path,
+    resume: bool = False,
+    show: Callable[[Progress], None] = lambda progress: None,
+    ready: Callable[[str, str], None] = lambda url, password: None,
+) -> dict[str, Any]:
+    """Run an experiment and return its summary, which is also written to the run folder.
+
+    `ready` is told the broker's url, and the password for clients where the broker is ours.
+
+    Raises:
+        UserError: the artifact, the test data, the broker or the clients are not what they must be.
+    """
+    begin_s = time.monotonic()
+    artifact = Path(experiment.artifact)
+    manifest = artifacts.read(artifact)
+    initial = artifacts.weights((artifact / artifacts.INITIAL).read_bytes(), manifest.layout)
+    test = load(Path(experiment.data) / "test.npz", manifest.input_shape, manifest.num_classes)
+    start = journal.restore(out, manifest.digest) if resume else None
+    if start is None and (out / ROUNDS).exists():
+        raise ConfigError(
+            f"{out} holds a run already; choose another --out, or continue it with --resume {out}"
+        )
+    run = start.run if start else out.name
+    with ExitStack() as stack:
+        transport = _connect(experiment, stack, ready)
+        folder = RunFolder(out, experiment)
+        folder.event("run-resumed" if start else "run-started", run=run, artifact=manifest.digest)
+        evaluator = Evaluator(manifest, artifact, test.x, test.y, experiment.evaluation.threads)
+        coordinator = Coordinator(
+            experiment, run, manifest, artifact, initial, transport, folder, evaluator, show
+        )
+        final = coordinator.run(start)
+    model, _ = final_model.write(out, manifest, artifact, final.weights)
+    summary = _summary(experiment, folder, time.monotonic() - begin_s)
+    summary["density"] = final.mask.below(manifest.layout.num_prunable).density
+    summary["model"] = str(model)
+    (out / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def _connect(experiment: Experiment, stack: ExitStack, ready: Callable[[str, str], None]) -> Transport:
+    """Connect to the broker of the experiment; without a url start one of our own."""
+    broker = experiment.broker
+    topics = Topics(broker.fleet)
+    will = Will(topics.of(HELLO), encode(Hello(online=False, session=1)))
+    password = os.environ.get(PASSWORD_VARIABLE, broker.password)
+    url, username, client_password = broker.url, broker.username, ""
+    if not url:
+        password = secrets.token_urlsafe(16)
+        client_password = _client_password(broker)
+        username = COORDINATOR_USER  # The one that may do everything at our own broker.
+        users = {username: password, DEVICE_USER: client_password}
+        url = stack.enter_context(EmbeddedBroker(users, broker.fleet, broker.bind, broker.port)).url
+    transport = mqtt.connect(url, "coordinator", username, password, will)
+    stack.callback(transport.close)
+    ready(url, client_password)
+    return transport
+
+
+def _client_password(broker: BrokerConfig) -> str:
+    """What devices log in with at the embedded broker: given, or made for this run."""
+    if broker.client_password:
+        return broker.client_password
+    if broker.bind not in ("127.0.0.1", "localhost", "::1"):
+        raise ConfigError(
+            f"broker.bind = {broker.bind!r} lets other machines in: set broker.client_password, which devices need"
+        )
+    return secrets.token_urlsafe(16)
+
+
+def _summary(experiment: Experiment, folder: RunFolder, seconds: float) -> dict[str, Any]:
+    rounds = read_csv(folder.path / ROUNDS)
+    evaluated = [row for row in rounds if row["accuracy"]]
+    totals = folder.totals
+    return {
+        "run": folder.path.name,
+        "method": str(experiment.method["name"]),
+        "rounds": experiment.rounds,
+        "accuracy": float(evaluated[-1]["accuracy"]) if evaluated else None,
+        "loss": float(evaluated[-1]["loss"]) if evaluated else None,
+        "upload_bytes": totals.upload_bytes,
+        "download_bytes": totals.download_bytes,
+        "energy_j": totals.energy_j,
+        "energy_uncertainty_j": sum(phase.uncertainty_j for phase in totals.phases.values()),
+        "energy_source": ", ".join(sorted(totals.sources)),
+        "phases": {
+            name: {
+                "seconds": total.duration_s,
+                "energy_j": total.energy_j,
+                "uncertainty_j": total.uncertainty_j,
+            }
+            for name, total in totals.phases.items()
+        },
+        "client_peak_rss_bytes": totals.peak_rss_bytes,
+        "coordinator_peak_rss_bytes": peak_rss_bytes(),
+        "seconds": seconds,
+        "report": str(folder.path),
+    }

@@ -1,0 +1,219 @@
+"""What clients send: each packet is checked, and becomes a step of the open round, or is dropped.
+
+Update --announce--> fetch its body --complete--> fold it in --> Receipt
+|                            |
+late, duplicate          rubbish: rejected, the client is out of this round
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from coordinator.aggregate import Accumulator
+from coordinator.fleet import Fleet
+from coordinator.report import RunFolder, device_rows
+from coordinator.round import Round, Standing
+from coordinator.transfers import Downlink, Uplink
+from protocol import codec
+from protocol.errors import ProtocolError, UnknownMask
+from protocol.messages import (
+    Cost,
+    Join,
+    Leave,
+    Message,
+    Phase,
+    Receipt,
+    Refusal,
+    Task,
+    Update,
+    Want,
+    decode,
+    encode,
+)
+from protocol.sparse import Mask
+from protocol.topics import BLOB_UP, STATE, TASK, UPDATE, WANT, Topics
+from protocol.transport import Packet, Transport
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class OpenRound:
+    """A round and what has been collected in it."""
+
+    round: Round
+    task: Task
+    accumulator: Accumulator  # Of the uploaded vectors.
+    upload_size: tuple[int, int]  # Length and prunable prefix of an uploaded vector.
+    weigh: Callable[[int], int]  # Number of examples -> weight in the mean.
+    announced: dict[str, Update] = field(default_factory=dict)
+    accepted: dict[str, str] = field(default_factory=dict)  # Client -> digest of the body that was folded in.
+    losses: list[tuple[float, int]] = field(default_factory=list)  # Training loss and examples.
+    phases: list[Phase] = field(default_factory=list)
+    uploaded_bytes: int = 0
+    rejected: int = 0
+
+
+class Reception:
+    """Routes packets. The loop in service.py owns it and tells it which round is open."""
+
+    def __init__(
+        self,
+        run: str,
+        transport: Transport,
+        topics: Topics,
+        down: Downlink,
+        up: Uplink,
+        folder: RunFolder,
+        clock: Callable[[], float],
+        show: Callable[[OpenRound], None],
+    ) -> None:
+        """No round is open."""
+        self._run, self._transport, self._topics = run, transport, topics
+        self._down, self._up, self._folder = down, up, folder
+        self._clock, self._show = clock, show
+        self.fleet = Fleet()
+        self.masks: dict[str, Mask] = {}  # What bodies may refer to, by digest.
+        self.open: OpenRound | None = None
+
+    def send(self, client_id: str, message: Message) -> None:
+        """Say something to one client."""
+        self._transport.publish(self._topics.of(TASK, client_id), encode(message))
+
+    def handle(self, packet: Packet) -> None:
+        """Route one packet. What violates the protocol is logged, counted and dropped."""
+        address = self._topics.parse(packet.topic)
+        if address is None or address.client_id is None:
+            return
+        client_id = address.client_id
+        try:
+            if address.kind == BLOB_UP:
+                self._chunk(client_id, str(address.digest), packet.payload)
+                return
+            message = decode(packet.payload)
+            if getattr(message, "client_id", client_id) != client_id:
+                raise ProtocolError(f"a message of {client_id!r} speaks for {message.client_id!r}")  # type: ignore[union-attr]
+            if address.kind == STATE:
+                self._state(message)
+            elif address.kind == WANT and isinstance(message, Want):
+                self._down.want(message, self._clock())
+            elif address.kind == UPDATE:
+                self._from_client(message)
+        except ProtocolError as error:
+            self._drop(client_id, error)
+
+    def repeat_task(self) -> None:
+        """Ask again whoever has not answered: after a reconnect the first asking may be lost."""
+        if self.open is not None:
+            for client_id in self.open.round.of(Standing.ASKED):
+                self.send(client_id, self.open.task)
+
+    def _state(self, message: Message) -> None:
+        open_ = self.open
+        if isinstance(message, Join):
+            if self.fleet.join(message):
+                facts = {"session": message.session, "runtime": message.runtime, "kernels": message.kernels}
+                self._folder.event("client-joined", client=message.client_id, **facts)
+                if open_ is not None and open_.round.rejoin(message.client_id, self._clock()):
+                    self._up.forget(message.client_id)
+                    open_.announced.pop(message.client_id, None)
+            if open_ is not None and open_.round.standing.get(message.client_id) is Standing.ASKED:
+                self.send(message.client_id, open_.task)
+        elif isinstance(message, Leave) and self.fleet.leave(message):
+            self._folder.event("client-lost", client=message.client_id, session=message.session)
+            if open_ is not None:
+                open_.round.drop(message.client_id, "lost")
+
+    def _from_client(self, message: Message) -> None:
+        open_ = self.open
+        if isinstance(message, Update):
+            self._announce(message)
+        elif isinstance(message, Refusal):
+            facts = {"client": message.client_id, "round": message.round_number, "reason": message.reason}
+            self._folder.event("task-refused", **facts)
+            log.warning("task refused client=%s reason=%s", message.client_id, message.reason)
+            if open_ is not None and message.run == self._run and message.round_number == open_.round.number:
+                open_.round.drop(message.client_id, message.reason)
+        elif isinstance(message, Cost) and message.run == self._run:
+            self._record(message.client_id, message.round_number, message.phases, None)
+
+    def _announce(self, update: Update) -> None:
+        """An update is ready: fetch its body, unless it is late or known."""
+        open_ = self.open
+        if open_ is None or update.run != self._run:
+            return self._late(update)
+        verdict = open_.round.announce(update.client_id, update.round_number, self._clock())
+        if verdict == "accepted":
+            open_.announced[update.client_id] = update
+            self._up.begin(update.client_id, update.body)
+        elif open_.accepted.get(update.client_id) == update.body.digest:
+            self._receipt(update, "duplicate")
+        elif verdict == "late":
+            self._late(update)
+
+    def _chunk(self, client_id: str, digest: str, payload: bytes) -> None:
+        """A chunk of an update's body; the last one completes the update."""
+        open_ = self.open
+        update = open_.announced.get(client_id) if open_ is not None else None
+        if open_ is None or update is None:
+            return
+        body = self._up.chunk(client_id, digest, payload)
+        if body is None:
+            return
+        try:
+            vector = codec.decode(body, *open_.upload_size, self.masks)
+        except UnknownMask:
+            open_.round.rejoin(client_id, self._clock())
+            self._receipt(update, "unknown-mask")
+            return
+        if open_.round.is_closed(self._clock()):
+            return self._late(update)
+        # Folding may still refuse the values; only then is the client done.
+        open_.accumulator.fold(vector, open_.weigh(update.num_examples))
+        open_.round.complete(client_id, self._clock())
+        self.masks[vector.mask.digest] = vector.mask
+        open_.accepted[client_id] = digest
+        open_.losses.append((update.loss, update.num_examples))
+        open_.uploaded_bytes += len(body)
+        open_.phases.extend(update.phases)
+        self._record(client_id, open_.round.number, update.phases, update.peak_rss_bytes)
+        self._receipt(update, "accepted")
+        self._show(open_)
+
+    def _late(self, update: Update) -> None:
+        self._folder.event("update-late", client=update.client_id, round=update.round_number)
+        self._receipt(update, "late")
+
+    def _record(
+        self, client_id: str, round_number: int, phases: list[Phase], peak_rss_bytes: int | None
+    ) -> None:
+        join = self.fleet.present.get(client_id)
+        runtime, kernels = (join.runtime, join.kernels) if join else ("", "")
+        self._folder.devices(device_rows(round_number, client_id, phases, peak_rss_bytes, runtime, kernels))
+
+    def _drop(self, client_id: str, error: ProtocolError) -> None:
+        """Reject what a client sent. If it was its update, the client is out of this round."""
+        open_ = self.open
+        log.warning("rejected client=%s reason=%s", client_id, error)
+        number = open_.round.number if open_ is not None else None
+        self._folder.event("rejected", client=client_id, round=number, reason=str(error))
+        if open_ is None:
+            return
+        open_.rejected += 1
+        update = open_.announced.pop(client_id, None)
+        if update is not None and client_id not in open_.accepted:
+            open_.round.drop(client_id, str(error))
+            self._up.forget(client_id)
+            self._receipt(update, "rejected", str(error))
+
+    def _receipt(
+        self,
+        update: Update,
+        verdict: Literal["accepted", "late", "duplicate", "rejected", "unknown-mask"],
+        reason: str = "",
+    ) -> None:
+        receipt = Receipt(update.run, update.round_number, update.body.digest, verdict, reason[:1000])
+        self.send(update.client_id, receipt)

@@ -1,0 +1,207 @@
+"""The run folder: what a run leaves behind, and the numbers in it.
+
+    config.toml     the resolved experiment       events.jsonl   what happened, one object a line
+    rounds.csv      one line per round            devices.csv    one line per device, round and phase
+    checkpoint.bin  for --resume                  model.onnx     the final model, for any onnxruntime
+    weights.npz     the same weights by name      summary.json   the run in one object
+
+Lines are appended as they become known, so an interrupted run keeps its figures. Units are in the
+names; `energy_source` says what produced a figure, and an empty cell is "unknown", never zero.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from coordinator.experiment import Experiment, shown
+from protocol.config import dumps
+from protocol.messages import Phase
+
+CONFIG, ROUNDS, DEVICES, EVENTS, SUMMARY = (
+    "config.toml",
+    "rounds.csv",
+    "devices.csv",
+    "events.jsonl",
+    "summary.json",
+)
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One line of rounds.csv."""
+
+    round_number: int
+    stage: str
+    accuracy: float | None  # None: not evaluated in this round.
+    loss: float | None
+    train_loss: float | None  # Mean over clients, by examples.
+    density: float  # Of the global prunable weights.
+    cohort: int
+    updates: int
+    dropouts: int
+    stragglers: int
+    rejected: int
+    upload_bytes: int  # Bodies of accepted updates.
+    download_bytes: int  # Application bytes that clients received for this round.
+    energy_j: (
+        float | None
+    )  # Of all clients, receive to encode (upload follows in devices.csv); None: unknown.
+    energy_uncertainty_j: float | None
+    duration_s: float
+    empty_layers: int  # Prunable tensors without a stored weight: a collapsed layer shows here.
+
+
+@dataclass(frozen=True)
+class DeviceRow:
+    """One line of devices.csv: one phase of one client in one round."""
+
+    round_number: int
+    client_id: str
+    phase: str
+    duration_s: float
+    cpu_s: float
+    energy_j: float | None
+    uncertainty_j: float | None
+    energy_source: str
+    received_bytes: int
+    sent_bytes: int
+    peak_rss_bytes: int | None  # Of the process so far; None with the upload, which is reported later.
+    runtime: str
+    kernels: str
+
+
+@dataclass
+class PhaseTotal:
+    """One phase summed over clients and rounds."""
+
+    duration_s: float = 0.0
+    energy_j: float | None = 0.0
+    uncertainty_j: float = 0.0  # Summed, not in quadrature: errors of a model point the same way.
+
+
+@dataclass
+class Totals:
+    """Running sums of a run, for the summary and the table."""
+
+    upload_bytes: int = 0
+    download_bytes: int = 0
+    phases: dict[str, PhaseTotal] = field(default_factory=lambda: defaultdict(PhaseTotal))
+    sources: set[str] = field(default_factory=set)
+    peak_rss_bytes: int = 0
+
+    @property
+    def energy_j(self) -> float | None:
+        """Joules of all clients and phases; None if any phase is unknown."""
+        known = [total.energy_j for total in self.phases.values()]
+        return None if not known or None in known else sum(energy for energy in known if energy is not None)
+
+    def add(self, row: DeviceRow) -> None:
+        """Count one phase."""
+        total = self.phases[row.phase]
+        total.duration_s += row.duration_s
+        if row.energy_j is None or total.energy_j is None:
+            total.energy_j = None
+        else:
+            total.energy_j += row.energy_j
+            total.uncertainty_j += row.uncertainty_j or 0.0
+        self.sources.add(row.energy_source)
+        self.peak_rss_bytes = max(self.peak_rss_bytes, row.peak_rss_bytes or 0)
+        self.upload_bytes += row.sent_bytes
+        self.download_bytes += row.received_bytes
+
+
+class RunFolder:
+    """Writes a run's files."""
+
+    def __init__(self, path: Path, experiment: Experiment) -> None:
+        """Make the folder, or continue in it."""
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.totals = Totals()
+        (path / CONFIG).write_text(dumps(shown(experiment)))
+        for line in read_csv(path / DEVICES):
+            self.totals.add(_device_row(line))
+
+    def round(self, row: RoundRow) -> None:
+        """Append to rounds.csv."""
+        _append(self.path / ROUNDS, [asdict(row)])
+
+    def devices(self, rows: Iterable[DeviceRow]) -> None:
+        """Append to devices.csv, and count."""
+        listed = list(rows)
+        for row in listed:
+            self.totals.add(row)
+        _append(self.path / DEVICES, [asdict(row) for row in listed])
+
+    def event(self, kind: str, **details: Any) -> None:
+        """Append to events.jsonl; the wall clock is for people, nothing decides by it."""
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": kind, **details}
+        with (self.path / EVENTS).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def device_rows(
+    round_number: int,
+    client_id: str,
+    phases: Iterable[Phase],
+    peak_rss_bytes: int | None,
+    runtime: str,
+    kernels: str,
+) -> list[DeviceRow]:
+    """Return a client's phases as lines."""
+    return [
+        DeviceRow(
+            round_number,
+            client_id,
+            p.phase,
+            p.duration_s,
+            p.cpu_s,
+            p.energy_j,
+            p.uncertainty_j,
+            p.energy_source,
+            p.received_bytes,
+            p.sent_bytes,
+            peak_rss_bytes,
+            runtime,
+            kernels,
+        )
+        for p in phases
+    ]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return a file's lines by column; none if it does not exist."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _device_row(line: dict[str, str]) -> DeviceRow:
+    """Parse one line of devices.csv."""
+    convert: dict[str, Any] = {
+        "str": str,
+        "int": int,
+        "float": float,
+        "float | None": lambda text: float(text) if text else None,
+        "int | None": lambda text: int(text) if text else None,
+    }
+    return DeviceRow(**{f.name: convert[str(f.type)](line[f.name]) for f in fields(DeviceRow)})
+
+
+def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    is_new = not path.is_file()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,273 @@
+"""The coordinator: one loop that receives packets, lets the round decide, and sends what follows.
+
+        wait for clients -> for each round: publish Task -> serve and fetch bodies -> aggregate
+                            -> evaluate -> checkpoint -> report                       -> End
+
+The loop is single-threaded and owns all state; time is read here and handed to what decides.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from coordinator.aggregate import Accumulator
+from coordinator.cohort import choose
+from coordinator.evaluate import Evaluator, Scores
+from coordinator.experiment import Experiment
+from coordinator.journal import Checkpoint, save
+from coordinator.reception import OpenRound, Reception
+from coordinator.report import RoundRow, RunFolder
+from coordinator.round import Round, Standing
+from coordinator.transfers import Downlink, Uplink
+from protocol import codec
+from protocol.artifact import Manifest
+from protocol.errors import ConfigError
+from protocol.layout import PRUNABLE, Layout, Vector
+from protocol.messages import BlobRef, End, Hello, Task, encode
+from protocol.method import Global
+from protocol.sparse import Mask, SparseVector
+from protocol.topics import HELLO, Topics
+from protocol.transport import Transport
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.02
+# After the last round clients still report what their last upload cost.
+FAREWELL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a display shows while a run goes on."""
+
+    round_number: int
+    rounds: int
+    stage: str
+    done: int
+    cohort: int
+    row: RoundRow | None  # Of the round that has just closed; None while one is open.
+
+
+class Coordinator:
+    """One run of an experiment."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        run: str,
+        manifest: Manifest,
+        artifact: Path,
+        initial: Vector,
+        transport: Transport,
+        folder: RunFolder,
+        evaluator: Evaluator | None,
+        show: Callable[[Progress], None] = lambda progress: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Put the artifact on offer and listen."""
+        self._experiment, self._run, self._manifest = experiment, run, manifest
+        self._initial, self._transport, self._folder = initial, transport, folder
+        self._evaluator, self._show, self._clock = evaluator, show, clock
+        self._method = experiment.build_method()
+        self._settings = {key: value for key, value in experiment.method.items() if key != "name"}
+        self._topics = Topics(experiment.broker.fleet)
+        self._down = Downlink(transport, self._topics)
+        self._up = Uplink(transport, self._topics, codec.max_body_bytes(manifest.layout.size))
+        self._artifact = self._down.offer(manifest.raw)
+        for name in manifest.files:
+            self._down.offer((artifact / name).read_bytes())
+        self._reception = Reception(
+            run,
+            transport,
+            self._topics,
+            self._down,
+            self._up,
+            folder,
+            clock,
+            lambda open_: show(self._progress(open_)),
+        )
+        self._connections = transport.connections
+        self._hello = Hello(online=True, session=1)
+        for topic_filter in self._topics.coordinator_filters():
+            transport.subscribe(topic_filter)
+        transport.publish(self._topics.of(HELLO), encode(self._hello), retain=True)
+
+    # The run
+
+    def run(self, start: Checkpoint | None = None) -> Global:
+        """Run all rounds, or those after a checkpoint; return the final model.
+
+        Raises:
+            ConfigError: too few clients joined in time.
+        """
+        current = start.current if start else self._method.begin(self._manifest.layout, self._initial)
+        first = start.next_round if start else self._method.first_round
+        elapsed_s = start.duration_s if start else 0.0
+        if first <= self._experiment.rounds:
+            self._wait_for_clients()
+        for number in range(first, self._experiment.rounds + 1):
+            opened_s = self._clock()
+            current = self._one_round(number, current)
+            elapsed_s += self._clock() - opened_s
+            save(
+                self._folder.path,
+                Checkpoint(self._run, self._manifest.digest, number + 1, current, elapsed_s),
+            )
+        for client_id in list(self._reception.fleet.present):
+            self._reception.send(client_id, End(self._run))
+        self._pump(lambda: False, FAREWELL_S)
+        self._folder.event("run-ended", rounds=self._experiment.rounds)
+        self._transport.publish(self._topics.of(HELLO), encode(Hello(online=False, session=1)), retain=True)
+        return current
+
+    def _wait_for_clients(self) -> None:
+        cohort = self._experiment.cohort
+        self._pump(lambda: len(self._reception.fleet.present) >= cohort.clients, cohort.join_timeout_s)
+        present = sorted(self._reception.fleet.present)
+        if len(present) < cohort.clients:
+            raise ConfigError(
+                f"{len(present)} of {cohort.clients} clients joined within {cohort.join_timeout_s:.0f} s "
+                f"({', '.join(present) or 'none'}). Start the others with: sparsefleet client --config "
+                "client.toml; or lower cohort.clients"
+            )
+
+    def _one_round(self, number: int, current: Global) -> Global:
+        """Ask a cohort, collect, aggregate, evaluate, report."""
+        stage, layout = self._method.stage(number), self._manifest.layout
+        opened_s = self._clock()
+        asked = self._experiment.cohort.per_round or len(self._reception.fleet.present)
+        cohort = choose(self._reception.fleet.present, asked, self._experiment.seed, number)
+        quorum = max(1, math.ceil(self._experiment.cohort.quorum * len(cohort)))
+        round_ = Round(number, stage, tuple(cohort), quorum, opened_s, self._experiment.cohort.deadline_s)
+        blobs = self._publish_bodies(stage, current)
+        open_ = OpenRound(
+            round_,
+            self._make_task(number, stage, blobs),
+            Accumulator(self._method.upload_size(stage, layout)[0]),
+            self._method.upload_size(stage, layout),
+            lambda num_examples: self._method.weight(stage, num_examples),
+        )
+        received_before = self._folder.totals.download_bytes
+        self._folder.event("round-opened", round=number, stage=stage, cohort=cohort, quorum=quorum)
+        self._reception.open = open_
+        self._reception.repeat_task()
+        self._pump(lambda: round_.is_closed(self._clock()), math.inf)
+        next_global = self._close(open_, current)
+        self._down.withdraw(ref.digest for name, ref in blobs.items() if name != "mask")
+        scores = self._evaluate(number, next_global)
+        row = self._row(open_, next_global, scores, received_before)
+        self._folder.round(row)
+        self._show(self._progress(open_, row))
+        return next_global
+
+    def _close(self, open_: OpenRound, current: Global) -> Global:
+        """End a round and return the next global model: the old one if nothing was folded in."""
+        round_, now_s = open_.round, self._clock()
+        self._up.forget()
+        for client_id in [*round_.of(Standing.ASKED), *round_.of(Standing.SENDING)]:
+            standing = round_.standing[client_id].value
+            self._folder.event("client-missing", round=round_.number, client=client_id, standing=standing)
+        num_updates = open_.accumulator.num_updates
+        is_overdue = now_s >= round_.opened_s + round_.deadline_s
+        cause = "quorum" if num_updates >= round_.quorum else "deadline" if is_overdue else "nobody-left"
+        self._folder.event("round-closed", round=round_.number, updates=num_updates, cause=cause)
+        if num_updates == 0:
+            log.warning("round without updates round=%d: the global model stays as it was", round_.number)
+            return current
+        return self._method.aggregate(round_.stage, current, open_.accumulator.mean(), self._manifest.layout)
+
+    def _progress(self, open_: OpenRound, row: RoundRow | None = None) -> Progress:
+        round_ = open_.round
+        done, cohort = len(round_.of(Standing.DONE)), len(round_.cohort)
+        return Progress(round_.number, self._experiment.rounds, round_.stage, done, cohort, row)
+
+    def _publish_bodies(self, stage: str, current: Global) -> dict[str, BlobRef]:
+        """Put the round's bodies on offer. A fixed mask is a body of its own, which travels once."""
+        layout = self._manifest.layout
+        blobs: dict[str, BlobRef] = {}
+        self._reception.masks[current.mask.digest] = current.mask
+        known: tuple[str, ...] = ()
+        if self._method.fixed_mask and current.mask.nnz < layout.size:
+            bare = SparseVector(current.mask, np.zeros(current.mask.nnz, np.float32))
+            blobs["mask"] = self._down.offer(codec.encode(bare, layout.num_prunable, "f16"))
+            known = (current.mask.digest,)
+        for name, vector in self._method.broadcast(stage, current, self._initial).items():
+            values = self._experiment.wire.download_values
+            blobs[name] = self._down.offer(codec.encode(vector, layout.num_prunable, values, known))
+        return blobs
+
+    def _make_task(self, number: int, stage: str, blobs: dict[str, BlobRef]) -> Task:
+        return Task(
+            run=self._run,
+            round_number=number,
+            method=self._method.name,
+            settings=self._settings,
+            stage=stage,
+            training=self._experiment.training,
+            seed=self._experiment.seed,
+            deadline_s=self._experiment.cohort.deadline_s,
+            artifact=self._artifact,
+            blobs=blobs,
+            values=self._experiment.wire.upload_values,
+        )
+
+    def _evaluate(self, number: int, current: Global) -> Scores | None:
+        is_due = number % self._experiment.evaluation.every == 0 or number == self._experiment.rounds
+        return self._evaluator.scores(current.weights) if self._evaluator is not None and is_due else None
+
+    def _row(
+        self, open_: OpenRound, current: Global, scores: Scores | None, received_before: int
+    ) -> RoundRow:
+        round_ = open_.round
+        known = [phase.energy_j for phase in open_.phases if phase.energy_j is not None]
+        is_known = bool(known) and len(known) == len(open_.phases)
+        finite = [(loss, weight) for loss, weight in open_.losses if math.isfinite(loss)]
+        weight = sum(w for _, w in finite)
+        return RoundRow(
+            round_number=round_.number,
+            stage=round_.stage,
+            accuracy=scores.accuracy if scores else None,
+            loss=scores.loss if scores else None,
+            train_loss=sum(loss * w for loss, w in finite) / weight if weight else None,
+            density=current.mask.below(self._manifest.layout.num_prunable).density,
+            cohort=len(round_.cohort),
+            updates=open_.accumulator.num_updates,
+            dropouts=len(round_.of(Standing.OUT)),
+            stragglers=len(round_.of(Standing.ASKED)) + len(round_.of(Standing.SENDING)),
+            rejected=open_.rejected,
+            upload_bytes=open_.uploaded_bytes,
+            download_bytes=self._folder.totals.download_bytes - received_before,
+            energy_j=sum(known) if is_known else None,
+            energy_uncertainty_j=sum(p.uncertainty_j or 0.0 for p in open_.phases) if is_known else None,
+            duration_s=self._clock() - round_.opened_s,
+            empty_layers=empty_layers(current.mask, self._manifest.layout),
+        )
+
+    def _pump(self, is_done: Callable[[], bool], timeout_s: float) -> None:
+        """Handle packets until something holds, or for so long."""
+        until_s = self._clock() + timeout_s
+        while not is_done() and self._clock() < until_s:
+            packet = self._transport.receive(TICK_S)
+            if self._transport.connections != self._connections:
+                self._connections = self._transport.connections
+                self._transport.publish(self._topics.of(HELLO), encode(self._hello), retain=True)
+                self._reception.repeat_task()
+            if packet is not None:
+                self._reception.handle(packet)
+            now_s = self._clock()
+            self._down.tick(now_s)
+            self._up.tick(now_s)
+
+
+def empty_layers(mask: Mask, layout: Layout) -> int:
+    """Count prunable tensors without a stored weight."""
+    edges = [(p.offset, p.end) for p in layout.of_role(PRUNABLE)]
+    counts = np.searchsorted(mask.indices, np.asarray(edges).reshape(-1)).reshape(-1, 2)
+    return int((counts[:, 0] == counts[:, 1]).sum())

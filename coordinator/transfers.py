@@ -1,0 +1,107 @@
+"""Bodies on their way: one publication down for a whole cohort, one assembly up for each client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from protocol.blobs import Assembly, BlobStore, Publisher
+from protocol.messages import BlobRef, Want, encode
+from protocol.topics import BLOB_DOWN, FETCH, Topics
+from protocol.transport import Transport
+
+# What the coordinator offers at once: an artifact's files, and a round's bodies.
+STORE_BYTES = 2 << 30
+
+# A cohort asks within milliseconds of each other. Waiting this long before the first publication
+# lets all of them subscribe, so that nobody misses it and waits for the repetition.
+GATHER_S = 0.05
+
+
+class Downlink:
+    """Publishes chunks that clients ask for."""
+
+    def __init__(self, transport: Transport, topics: Topics) -> None:
+        """Nothing is on offer."""
+        self._transport, self._topics = transport, topics
+        self._store = BlobStore(STORE_BYTES)
+        self._publisher = Publisher(self._store)
+        self._pending: dict[str, dict[int, float]] = {}  # digest -> chunk -> when it was first wanted
+
+    def offer(self, data: bytes) -> BlobRef:
+        """Put a body on offer."""
+        return self._store.put(data)
+
+    def withdraw(self, digests: Iterable[str]) -> None:
+        """Take bodies of a past round off the shelf."""
+        for digest in digests:
+            self._store.remove(digest)
+            self._pending.pop(digest, None)
+
+    def want(self, message: Want, now_s: float) -> None:
+        """Note what a client needs."""
+        if message.digest in self._store:
+            chunks = self._pending.setdefault(message.digest, {})
+            for chunk in message.chunks:
+                chunks.setdefault(chunk, now_s)
+
+    def tick(self, now_s: float) -> None:
+        """Publish what is due. A chunk that was published just now stays pending until it may be repeated."""
+        for digest, chunks in list(self._pending.items()):
+            gathered = [chunk for chunk, since_s in chunks.items() if now_s - since_s >= GATHER_S]
+            for index in self._publisher.due(digest, gathered, now_s):
+                chunk = self._store.chunk(digest, index)
+                if chunk is not None:
+                    self._transport.publish(self._topics.of(BLOB_DOWN, digest=digest), chunk)
+                del chunks[index]
+            if not chunks:
+                del self._pending[digest]
+
+
+class Uplink:
+    """Fetches the bodies of updates."""
+
+    def __init__(self, transport: Transport, topics: Topics, max_bytes: int) -> None:
+        """Accept bodies of up to `max_bytes`."""
+        self._transport, self._topics, self._max_bytes = transport, topics, max_bytes
+        self._assemblies: dict[str, Assembly] = {}
+
+    def begin(self, client_id: str, ref: BlobRef) -> None:
+        """Fetch a client's body; an unfinished earlier one is forgotten.
+
+        Raises:
+            LimitExceeded: it is announced larger than any body of this model.
+        """
+        self._assemblies[client_id] = Assembly(ref, self._max_bytes)
+
+    def chunk(self, client_id: str, digest: str, payload: bytes) -> bytes | None:
+        """Take in a chunk. Return the body when it is complete.
+
+        Raises:
+            DigestMismatch: all chunks came, and they are not what was announced.
+        """
+        assembly = self._assemblies.get(client_id)
+        if assembly is None or assembly.ref.digest != digest:
+            return None
+        assembly.add(payload)
+        if not assembly.is_complete:
+            return None
+        try:
+            return bytes(assembly.bytes())
+        finally:
+            del self._assemblies[client_id]
+
+    def forget(self, client_id: str | None = None) -> None:
+        """Stop fetching from a client, or from all."""
+        if client_id is None:
+            self._assemblies.clear()
+        else:
+            self._assemblies.pop(client_id, None)
+
+    def tick(self, now_s: float) -> None:
+        """Ask for what is missing."""
+        for client_id, assembly in self._assemblies.items():
+            wanted = assembly.wanted(now_s)
+            if wanted:
+                self._transport.publish(
+                    self._topics.of(FETCH, client_id), encode(Want(assembly.ref.digest, wanted))
+                )
