@@ -1,0 +1,66 @@
+"""The client's configuration: what is particular to this device. Everything else comes with the task.
+
+client_id = "pi-07"
+data = "client-000.npz"          # the local examples; they never leave the device
+state = "state"                  # folder for what must survive a restart
+
+[broker]
+url = "mqtt://laptop.local:1883"
+password = "..."                 # or the environment variable SPARSEFLEET_PASSWORD
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from edge_client.runtime import PORTABLE
+from protocol.config import load
+from protocol.messages import Name
+
+PASSWORD_VARIABLE = "SPARSEFLEET_PASSWORD"  # noqa: S105  The variable's name is no secret.
+
+
+class BrokerConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """Where the broker is."""
+
+    url: str = "mqtt://127.0.0.1:1883"
+    fleet: Name = "fleet"
+    username: str = "device"
+    password: str = ""
+    connect_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+
+
+class ClientConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """One client."""
+
+    client_id: Name
+    data: str
+    state: str = "state"
+    runtime: Literal["portable", "module"] = PORTABLE  # type: ignore[assignment]
+    threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0  # 0: as the device profile recommends.
+    energy: str = "auto"
+    profile: str = "auto"
+    exit_after_run: bool = False  # Leave when the coordinator ends the run, instead of waiting for the next.
+    broker: BrokerConfig = msgspec.field(default_factory=BrokerConfig)
+
+
+def read(path: Path, overrides: tuple[str, ...] = ()) -> ClientConfig:
+    """Read a client's configuration; relative paths become relative to the file's folder.
+
+    Raises:
+        ConfigError: unreadable, an unknown key, or a wrong value.
+    """
+    config = load(path, ClientConfig, overrides)
+    config.data = str((path.parent / config.data).resolve())
+    config.state = str((path.parent / config.state).resolve())
+    return with_secrets(config)
+
+
+def with_secrets(config: ClientConfig) -> ClientConfig:
+    """Fill in what should not stand in files: the password, from the environment."""
+    config.broker.password = os.environ.get(PASSWORD_VARIABLE, config.broker.password)
+    return config

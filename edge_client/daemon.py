@@ -1,0 +1,238 @@
+"""The client: joins, waits for a task, does it, uploads, and again.
+
+        IDLE --Task--> receive -> decode -> train -> encode -> upload --Receipt--> IDLE
+          ^                |                                     |
+          +--- Refusal ----+        a newer Task drops what is under way
+
+What a task costs is measured phase by phase. Whatever goes wrong with a task is said to the
+coordinator (Refusal) and the client goes on: only its own configuration can stop it.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+
+from device_profiles.memory import peak_rss_bytes
+from edge_client.config import ClientConfig
+from edge_client.energy.meter import Meter
+from edge_client.link import Link, Superseded
+from edge_client.runtime import FILES_OF, Runtime, installed_package, kernel_isa, open_runtime
+from edge_client.session import Trainer, generator
+from edge_client.spool import Spool
+from protocol import codec
+from protocol.artifact import MANIFEST, Manifest, check, parse
+from protocol.errors import ProtocolError, TransportError, UserError
+from protocol.examples import MAX_BYTES, Examples, load, read_arrays
+from protocol.messages import Cost, End, Join, Refusal, Task, Update
+from protocol.method import Memory, Method
+from protocol.methods import build
+from protocol.sparse import Mask, SparseVector
+
+log = logging.getLogger(__name__)
+
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_FILE_BYTES = 256 << 20
+
+
+class Daemon:
+    """One client of a fleet."""
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        link: Link,
+        meter: Meter,
+        spool: Spool,
+        session: int,
+        library: Path,
+        threads: int,
+        profile: str,
+    ) -> None:
+        """Check what can be checked before the first task.
+
+        Raises:
+            UserError: the data file or the op library is missing.
+        """
+        self._config, self._link, self._meter = config, link, meter
+        self._library, self._threads, self._profile = library, threads, profile
+        self._data = Path(config.data)
+        self._num_examples = len(read_arrays(self._data, MAX_BYTES, only=("y",))["y"])
+        self._kernels = kernel_isa(library)
+        self._spool, self._session = spool, session
+        self._examples: Examples | None = None
+        self._runtime: tuple[str, Runtime] | None = None
+        self._masks: dict[str, Mask] = {}
+        self._delivered: Update | None = None
+        self._known_upstream: set[str] = set()  # Masks that the coordinator has seen in full.
+
+    def run(self) -> None:
+        """Serve until told to leave (`exit_after_run`), for ever otherwise."""
+        self._link.announce(
+            Join(
+                client_id=self._config.client_id,
+                session=self._session,
+                num_examples=self._num_examples,
+                runtime=f"{installed_package()} {self._config.runtime}",
+                kernels=self._kernels,
+                profile=self._profile,
+                energy_source=self._meter.source.name,
+            )
+        )
+        log.info(
+            "joined client=%s session=%d examples=%d",
+            self._config.client_id,
+            self._session,
+            self._num_examples,
+        )
+        while True:
+            order = self._link.next_order(timeout_s=60.0)
+            if isinstance(order, End):
+                log.info("run ended run=%s", order.run)
+                if self._config.exit_after_run:
+                    return
+            elif order is not None:
+                self._serve(order)
+
+    def _serve(self, task: Task) -> None:
+        """Do one task, whatever happens."""
+        try:
+            if self._delivered is not None and _same(self._delivered, task):
+                self._deliver(task, self._delivered)  # The coordinator was restarted and asks again.
+                return
+            self._delivered = None
+            self._deliver(task, self._work(task))
+        except Superseded:
+            log.info("task dropped for a newer one round=%d", task.round_number)
+        except (UserError, ProtocolError, MemoryError, ValueError) as error:
+            log.warning("task refused round=%d reason=%s", task.round_number, error)
+            reason = str(error)[:1000]
+            self._link.say(Refusal(self._config.client_id, task.run, task.round_number, reason))
+        except TransportError as error:
+            log.warning("task abandoned round=%d reason=%s", task.round_number, error)
+        finally:
+            self._meter.take()
+
+    def _work(self, task: Task) -> Update:
+        """Receive, decode, train, encode; return the update, with its body on offer."""
+        method = build(task.method, task.settings)
+        memory = self._spool.memory(task.run)
+        wire = self._link.transport
+        with self._meter.phase("receive") as span:
+            before = wire.received_bytes, wire.sent_bytes
+            manifest = self._artifact(task)
+            bodies = self._bodies(task, method, memory, manifest)
+            span.received_bytes, span.sent_bytes = (
+                wire.received_bytes - before[0],
+                wire.sent_bytes - before[1],
+            )
+        with self._meter.phase("decode"):
+            received = self._decode(bodies, manifest)
+        with self._meter.phase("train"):
+            trainer = self._trainer(task, manifest)
+            uploaded = method.client(task.stage, received, trainer, memory)
+        self._spool.keep(task.run, memory)
+        with self._meter.phase("encode"):
+            ref = self._link.offer(self._encode(task, method, uploaded, manifest))
+        log.info(
+            "trained round=%d stage=%s steps=%d loss=%.4f",
+            task.round_number,
+            task.stage,
+            trainer.num_steps,
+            trainer.loss,
+        )
+        self._uploaded = uploaded
+        return Update(
+            client_id=self._config.client_id,
+            session=self._session,
+            run=task.run,
+            round_number=task.round_number,
+            stage=task.stage,
+            num_examples=self._num_examples,
+            body=ref,
+            loss=trainer.loss,
+            num_steps=trainer.num_steps,
+            phases=self._meter.take(),
+            peak_rss_bytes=peak_rss_bytes(),
+        )
+
+    def _deliver(self, task: Task, update: Update) -> None:
+        """Announce the update and serve its chunks until the coordinator's receipt."""
+        with self._meter.phase("upload") as span:
+            wire = self._link.transport
+            before = wire.received_bytes, wire.sent_bytes
+            receipt = self._link.deliver(update)
+            if receipt.verdict == "unknown-mask":
+                self._known_upstream.clear()
+                manifest = self._artifact(task)
+                body = self._encode(task, build(task.method, task.settings), self._uploaded, manifest)
+                update = msgspec.structs.replace(update, body=self._link.offer(body))
+                receipt = self._link.deliver(update)
+            span.received_bytes, span.sent_bytes = (
+                wire.received_bytes - before[0],
+                wire.sent_bytes - before[1],
+            )
+        log.info("receipt round=%d verdict=%s %s", task.round_number, receipt.verdict, receipt.reason)
+        if receipt.verdict in ("accepted", "duplicate"):
+            self._delivered = update
+            self._known_upstream.add(self._uploaded.mask.digest)
+            phases = self._meter.take()
+            self._link.say(Cost(self._config.client_id, task.run, task.round_number, phases))
+
+    def _artifact(self, task: Task) -> Manifest:
+        """Return the task's manifest; fetch what this runtime needs of the artifact, once."""
+        digest = task.artifact.digest
+        manifest = self._spool.manifest(digest)
+        if manifest is None:
+            raw = self._link.fetch(task.artifact, MAX_MANIFEST_BYTES)
+            manifest = parse(raw)
+        else:
+            raw = manifest.raw
+        folder = self._spool.artifact_folder(digest)
+        for name in FILES_OF[self._config.runtime]:
+            entry = manifest.files[name]
+            if not (folder / name).is_file():
+                data = self._link.fetch(entry.ref, MAX_FILE_BYTES)
+                self._spool.keep_file(digest, name, data)
+            check(folder / name, entry)
+        if not (folder / MANIFEST).is_file():  # Last: a manifest that is there vouches for the rest.
+            self._spool.keep_file(digest, MANIFEST, raw)
+        return manifest
+
+    def _bodies(self, task: Task, method: Method, memory: Memory, manifest: Manifest) -> dict[str, bytes]:
+        """Fetch the bodies that the method's client half needs here, and the mask they refer to."""
+        limit = codec.max_body_bytes(manifest.layout.size)
+        wanted = [name for name in method.inputs(task.stage, memory) if name in task.blobs]
+        mask = task.blobs.get("mask")
+        if mask is not None and mask.digest not in self._masks:
+            vector = self._body(self._link.fetch(mask, limit), manifest)
+            # Under the digest of its body and of itself: tasks name the one, bodies the other.
+            self._masks = {mask.digest: vector.mask, vector.mask.digest: vector.mask}
+        return {name: self._link.fetch(task.blobs[name], limit) for name in wanted}
+
+    def _decode(self, bodies: dict[str, bytes], manifest: Manifest) -> dict[str, SparseVector]:
+        return {name: self._body(data, manifest) for name, data in bodies.items()}
+
+    def _body(self, data: bytes, manifest: Manifest) -> SparseVector:
+        return codec.decode(data, manifest.layout.size, manifest.layout.num_prunable, self._masks)
+
+    def _encode(self, task: Task, method: Method, vector: SparseVector, manifest: Manifest) -> bytes:
+        _, num_prunable = method.upload_size(task.stage, manifest.layout)
+        return codec.encode(vector, num_prunable, task.values, {*self._masks, *self._known_upstream})
+
+    def _trainer(self, task: Task, manifest: Manifest) -> Trainer:
+        """Open the runtime and load the examples, unless they are those of the last task."""
+        if self._runtime is None or self._runtime[0] != task.artifact.digest:
+            folder = self._spool.artifact_folder(task.artifact.digest)
+            runtime = open_runtime(self._config.runtime, manifest, folder, self._library, self._threads)
+            self._examples = load(self._data, manifest.input_shape, manifest.num_classes)
+            self._runtime = task.artifact.digest, runtime
+        assert self._examples is not None
+        rng = generator(task.seed, self._config.client_id, task.round_number)
+        return Trainer(manifest, self._runtime[1], self._examples, task.training, rng)
+
+
+def _same(update: Update, task: Task) -> bool:
+    return (update.run, update.round_number, update.stage) == (task.run, task.round_number, task.stage)

@@ -1,0 +1,339 @@
+"""One training step of an artifact, on ONNX Runtime. The only file of the client that imports it.
+
+A runtime owns two flat buffers over the stored entries of a model (protocol/layout.py):
+
+    values     what the graph reads     trained weights and statistics, updated in place
+    gradient   what the graph writes    gradients, and the batch's statistics in the statistics part
+
+so that an optimizer step is arithmetic on two arrays, and no weight is copied between steps.
+
+    PortableRuntime   step.onnx on any onnxruntime: what boards run
+    ModuleRuntime     training_model.onnx through onnxruntime.training.api.Module, where the
+                      training build is installed
+
+They give the same numbers (tests compare them). `open_runtime` never takes another than was asked.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.metadata
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.artifact import EVAL_MODEL, OPTIMIZER_MODEL, STEP, TRAINING_MODEL, Manifest
+from protocol.errors import ArtifactError, RuntimeMissing
+from protocol.layout import PRUNABLE, STATISTIC, Vector
+from protocol.method import Batch
+from protocol.sparse import Mask, SparseVector
+
+
+def _import_onnxruntime() -> ModuleType:
+    """Import onnxruntime without torch.
+
+    The training build's package imports torch where it can, 220 MB for an ORTModule that nobody
+    here uses, and does without where it cannot. So torch is hidden while it is imported.
+    """
+    if "torch" in sys.modules:
+        return importlib.import_module("onnxruntime")
+    sys.modules["torch"] = None  # type: ignore[assignment]  # What makes `import torch` an ImportError.
+    try:
+        return importlib.import_module("onnxruntime")
+    finally:
+        del sys.modules["torch"]
+
+
+onnxruntime = _import_onnxruntime()
+
+PORTABLE, MODULE = "portable", "module"
+TRAINING_PACKAGE = "onnxruntime-training-cpu"
+
+# Files of the artifact that each runtime reads: a board fetches no others.
+FILES_OF = {PORTABLE: (STEP,), MODULE: (TRAINING_MODEL, EVAL_MODEL, OPTIMIZER_MODEL)}
+
+
+class Runtime(Protocol):
+    """A training step with bound weights."""
+
+    name: str
+    kernels: str
+    values: Vector
+    gradient: Vector
+
+    def bind(self, model: SparseVector) -> None:
+        """Take a copy of the model into `values` and point the graph at it. A new mask is no new graph."""
+
+    def step(self, batch: Batch, temperature: float = 1.0) -> float:
+        """Run forward and backward at `values`, fill `gradient`, return the mean loss.
+
+        Raises:
+            ArtifactError: the graph refused the inputs; ONNX Runtime's words are in the text.
+        """
+
+
+def open_runtime(kind: str, manifest: Manifest, folder: Path, library: Path, threads: int) -> Runtime:
+    """Return the runtime that was asked for.
+
+    Raises:
+        RuntimeMissing: it is not installed, or cannot load the op library.
+    """
+    if kind == PORTABLE:
+        return PortableRuntime(manifest, folder, library, threads)
+    if kind == MODULE:
+        return ModuleRuntime(manifest, folder, library, threads)
+    raise RuntimeMissing(f"unknown runtime {kind!r}; it is {PORTABLE!r} or {MODULE!r}")
+
+
+def installed_package() -> str:
+    """Return "package version" of the one onnxruntime that is installed.
+
+    Raises:
+        RuntimeMissing: both the stock and the training package are installed. They overwrite each
+            other's files, and which one runs is a matter of luck.
+    """
+    found = []
+    for package in ("onnxruntime", TRAINING_PACKAGE, "onnxruntime-training"):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if len(found) > 1:
+        raise RuntimeMissing(
+            f"{' and '.join(found)} are both installed and overwrite each other; uninstall all of them, then "
+            "install one: 'onnxruntime' on a board, 'onnxruntime-training-cpu' where models are exported"
+        )
+    return found[0] if found else f"onnxruntime {onnxruntime.__version__}"
+
+
+def kernel_isa(library: Path) -> str:
+    """Return the instruction set that the op library chose on this machine, e.g. "avx2"."""
+    try:
+        loaded = ctypes.CDLL(str(library))
+        loaded.sparsefleet_isa.restype = ctypes.c_char_p
+        return str(loaded.sparsefleet_isa().decode())
+    except (OSError, AttributeError) as error:
+        raise RuntimeMissing(
+            f"the op library {library} cannot be loaded: {error}; build it with: make"
+        ) from error
+
+
+def session_options(library: Path, threads: int) -> Any:
+    """Options for a board: its own thread count, and no spinning.
+
+    Idle pool threads that spin burn joules and starve the neighbours: on two busy cores it cost a
+    factor of 6 to 25 in time.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        options.register_custom_ops_library(str(library))
+    except Exception as error:  # onnxruntime raises its own kinds, without a common base.
+        raise RuntimeMissing(
+            f"onnxruntime {onnxruntime.__version__} refuses the op library: {error}"
+        ) from error
+    return options
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Where each piece's stored entries lie in `values`, and their positions within the piece."""
+
+    parts: Mapping[str, slice]
+    indices: Mapping[str, npt.NDArray[np.int32]]
+
+    @classmethod
+    def of(cls, mask: Mask, manifest: Manifest) -> Slices:
+        """Cut a model's mask into pieces.
+
+        Raises:
+            ArtifactError: an entry that is never pruned is not stored.
+        """
+        parts: dict[str, slice] = {}
+        indices: dict[str, npt.NDArray[np.int32]] = {}
+        for piece in manifest.layout.pieces:
+            begin, end = (int(n) for n in np.searchsorted(mask.indices, [piece.offset, piece.end]))
+            parts[piece.name] = slice(begin, end)
+            if piece.role == PRUNABLE:
+                indices[piece.name] = mask.indices[begin:end] - np.int32(piece.offset)
+            elif end - begin != piece.size:
+                raise ArtifactError(f"the mask lacks entries of {piece.name!r}, which is never pruned")
+        return cls(parts, indices)
+
+
+class PortableRuntime:
+    """step.onnx with inputs and outputs bound to our buffers."""
+
+    def __init__(self, manifest: Manifest, folder: Path, library: Path, threads: int) -> None:
+        """Open the session.
+
+        Raises:
+            RuntimeMissing: onnxruntime cannot load the library.
+            ArtifactError: onnxruntime refuses the graph.
+        """
+        self.name = f"{installed_package()} {PORTABLE}"
+        self.kernels = kernel_isa(library)
+        self._manifest = manifest
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(folder / STEP), session_options(library, threads), providers=["CPUExecutionProvider"]
+            )
+        except RuntimeMissing:
+            raise
+        except Exception as error:  # See session_options.
+            raise ArtifactError(f"onnxruntime {onnxruntime.__version__} refuses {STEP}: {error}") from error
+        self._loss = np.zeros((), np.float32)
+        self._temperature = np.ones((), np.float32)
+        self.values = self.gradient = np.empty(0, np.float32)
+        self._mask: Mask | None = None
+
+    def bind(self, model: SparseVector) -> None:
+        """See Runtime."""
+        if self._mask is not None and model.mask.same(self._mask):
+            self.values[:] = model.values
+            return
+        layout = self._manifest.layout
+        slices = Slices.of(model.mask, self._manifest)
+        self.values = model.values.copy()
+        self.gradient = np.zeros_like(self.values)
+        self._indices = slices.indices  # Kept alive: the binding holds bare pointers.
+        self._binding = self._session.io_binding()
+        self._bind("input", "temperature", self._temperature)
+        self._bind("output", "loss", self._loss)
+        wanted = {tensor.name for tensor in self._session.get_inputs()}
+        for piece in layout.pieces:
+            part = slices.parts[piece.name]
+            suffix = "batch" if piece.role == STATISTIC else "gradient"
+            shape = (part.stop - part.start,) if piece.role == PRUNABLE else piece.shape
+            self._bind("output", f"{piece.name}.{suffix}", self.gradient[part].reshape(shape))
+            if piece.name in wanted:
+                self._bind("input", piece.name, self.values[part].reshape(shape))
+            if piece.role == PRUNABLE:
+                self._bind("input", f"{piece.name}.indices", slices.indices[piece.name])
+        self._mask = model.mask
+
+    def step(self, batch: Batch, temperature: float = 1.0) -> float:
+        """See Runtime."""
+        x, labels = batch
+        self._temperature[...] = temperature
+        self._bind("input", "x", x)
+        self._bind("input", "labels", labels)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # See session_options.
+            raise ArtifactError(f"the training step failed: {error}") from error
+        return float(self._loss)
+
+    def _bind(self, side: str, name: str, array: npt.NDArray[Any]) -> None:
+        """Point one input or output at our memory; the caller keeps the array alive."""
+        bind = self._binding.bind_input if side == "input" else self._binding.bind_output
+        bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+class ModuleRuntime:
+    """The training build's Module over the native artifacts.
+
+    Its checkpoint fixes the number of stored values, so a new mask means a new checkpoint, which
+    this class writes; gradients are read back from the checkpoint state. Slower than the portable
+    runtime by those copies, and there for comparison.
+    """
+
+    def __init__(self, manifest: Manifest, folder: Path, library: Path, threads: int) -> None:
+        """Load the training API.
+
+        Raises:
+            RuntimeMissing: this is a stock build.
+        """
+        try:
+            from onnxruntime.training import api
+        except ImportError as error:
+            raise RuntimeMissing(
+                f"the runtime {MODULE!r} needs {TRAINING_PACKAGE} 1.19.2 and torch (x86-64 or macOS, Python 3.9-3.12); "
+                f"installed is {installed_package()}. Use --runtime {PORTABLE}"
+            ) from error
+        self._api = api
+        self.name = f"{installed_package()} Module"
+        self.kernels = kernel_isa(library)
+        self._manifest, self._folder = manifest, folder
+        self._options = session_options(library, threads)
+        self.values = self.gradient = np.empty(0, np.float32)
+        self._mask: Mask | None = None
+
+    def bind(self, model: SparseVector) -> None:
+        """See Runtime."""
+        if self._mask is not None and model.mask.same(self._mask):
+            self.values[:] = model.values
+            return
+        self._slices = Slices.of(model.mask, self._manifest)
+        self.values = model.values.copy()
+        self.gradient = np.zeros_like(self.values)
+        self._state = self._fresh_state()
+        self._module = self._api.Module(
+            str(self._folder / TRAINING_MODEL),
+            self._state,
+            str(self._folder / EVAL_MODEL),
+            session_options=self._options,
+        )
+        self._module.train()
+        self._mask = model.mask
+
+    def step(self, batch: Batch, temperature: float = 1.0) -> float:
+        """See Runtime."""
+        layout, slices = self._manifest.layout, self._slices
+        for piece in layout.pieces:
+            shape = (-1,) if piece.role == PRUNABLE else piece.shape
+            self._state.parameters[piece.name] = self.values[slices.parts[piece.name]].reshape(shape)
+        given: dict[str, npt.NDArray[Any]] = {
+            "x": batch[0],
+            "labels": batch[1],
+            "temperature": np.asarray(temperature, np.float32),
+            **{f"{name}.indices": value for name, value in slices.indices.items()},
+        }
+        try:
+            outputs = self._module(*(given[name] for name in self._module.input_names()))
+        except Exception as error:  # See session_options.
+            raise ArtifactError(f"the training step failed: {error}") from error
+        found = outputs if isinstance(outputs, tuple) else (outputs,)
+        by_name = dict(zip(self._module.output_names(), found, strict=True))
+        for piece in layout.pieces:
+            if piece.role == STATISTIC:
+                value = by_name[f"{piece.name}.batch"]
+            else:
+                value = self._state.parameters[piece.name].grad
+            self.gradient[slices.parts[piece.name]] = np.asarray(value).reshape(-1)
+        self._module.lazy_reset_grad()
+        return float(np.asarray(found[0]))
+
+    def _fresh_state(self) -> Any:
+        """A checkpoint with the present number of stored values."""
+        from onnxruntime.capi import _pybind_state as ort
+
+        trained: list[bytes] = []
+        frozen: list[bytes] = []
+        for piece in self._manifest.layout.pieces:
+            part = self._slices.parts[piece.name]
+            shape = (part.stop - part.start,) if piece.role == PRUNABLE else piece.shape
+            tensor = _tensor_proto(piece.name, self.values[part].reshape(shape))
+            (frozen if piece.role == STATISTIC else trained).append(tensor)
+        with tempfile.TemporaryDirectory() as folder:
+            ort.save_checkpoint(trained, frozen, f"{folder}/checkpoint", False)
+            return self._api.CheckpointState.load_checkpoint(f"{folder}/checkpoint")
+
+
+def _tensor_proto(name: str, value: Vector) -> bytes:
+    """A serialized onnx.TensorProto; the training build's environment has the onnx package."""
+    from onnx import numpy_helper
+
+    return bytes(numpy_helper.from_array(value, name).SerializeToString())

@@ -1,0 +1,95 @@
+"""What must survive a power cut: the session counter, a method's memory, and fetched artifacts.
+
+Every file is written beside its final name, synced, and renamed, so that a reader finds the old or
+the new content, never half of either. A damaged memory is an error: silently starting anew would
+give the client a second, different personal mask in the same run.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.artifact import MANIFEST, Manifest, parse
+from protocol.errors import DataError
+
+
+class Spool:
+    """The client's state folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make the folder where it is missing.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        self._folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"the state folder {folder} cannot be made: {error}; set state = ...") from error
+
+    def next_session(self) -> int:
+        """Count this start of the client; a farewell of an earlier one is then known to be stale."""
+        path = self._folder / "session"
+        try:
+            session = int(path.read_text()) + 1
+        except (FileNotFoundError, ValueError):
+            session = 1
+        self._replace(path, f"{session}\n".encode())
+        return session
+
+    def memory(self, run: str) -> dict[str, npt.NDArray[Any]]:
+        """Return what a method kept in this run; empty at its first task.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        path = self._memory_path(run)
+        if not path.is_file():
+            return {}
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return {name: stored[name] for name in stored.files}
+        except (OSError, ValueError, BadZipFile) as error:
+            raise DataError(f"{path} is damaged ({error}); remove it to leave the run {run!r}") from error
+
+    def keep(self, run: str, memory: dict[str, npt.NDArray[Any]]) -> None:
+        """Replace a run's memory."""
+        if memory:
+            buffer = io.BytesIO()
+            np.savez(buffer, **memory)  # type: ignore[arg-type]
+            self._replace(self._memory_path(run), buffer.getvalue())
+
+    def artifact_folder(self, digest: str) -> Path:
+        """Where the files of an artifact are kept."""
+        return self._folder / "artifacts" / digest
+
+    def manifest(self, digest: str) -> Manifest | None:
+        """Return a manifest that was fetched before."""
+        path = self.artifact_folder(digest) / MANIFEST
+        return parse(path.read_bytes()) if path.is_file() else None
+
+    def keep_file(self, digest: str, name: str, data: bytes) -> None:
+        """Keep one file of an artifact."""
+        folder = self.artifact_folder(digest)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._replace(folder / name, data)
+
+    def _memory_path(self, run: str) -> Path:
+        return self._folder / f"memory-{run}.npz"
+
+    @staticmethod
+    def _replace(path: Path, data: bytes) -> None:
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
