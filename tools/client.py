@@ -1,0 +1,99 @@
+"""sparsefleet client: the daemon of one device, from a file or flags."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import signal
+import time
+from pathlib import Path
+
+import device_profiles
+from edge_client.config import ClientConfig, read, with_secrets
+from edge_client.daemon import Daemon
+from edge_client.energy.meter import Meter, choose
+from edge_client.kernels import library_path
+from edge_client.link import Link
+from edge_client.spool import Spool
+from protocol import mqtt
+from protocol.errors import ConfigError, RuntimeMissing, TransportError
+from protocol.messages import Leave, encode
+from protocol.topics import STATE, Topics
+from protocol.transport import Transport, Will
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 2.0
+
+FLAGS = ("client_id", "data", "state", "runtime", "threads", "energy", "exit_after_run")
+
+
+def run_client(options: argparse.Namespace) -> int:
+    """Serve until the run ends or the process is told to stop."""
+    config = _config(options)
+    profile = device_profiles.detect() if config.profile == "auto" else device_profiles.load(config.profile)
+    try:
+        library = library_path()
+    except FileNotFoundError as error:
+        raise RuntimeMissing(str(error)) from error
+    topics = Topics(config.broker.fleet)
+    meter = Meter(choose(config.energy, profile))
+    spool = Spool(Path(config.state))
+    session = spool.next_session()
+    will = Will(topics.of(STATE, config.client_id), encode(Leave(config.client_id, session)))
+    transport = _connect(config, will)
+    signal.signal(signal.SIGTERM, _leave)
+    with contextlib.closing(transport):
+        link = Link(transport, topics, config.client_id)
+        threads = config.threads or profile.threads
+        daemon = Daemon(config, link, meter, spool, session, library, threads, profile.name)
+        try:
+            daemon.run()
+        finally:
+            transport.publish(
+                topics.of(STATE, config.client_id), encode(Leave(config.client_id, session)), retain=True
+            )
+    return 0
+
+
+def _connect(config: ClientConfig, will: Will) -> Transport:
+    """Connect, and keep trying for a while: a board may be up before the laptop with the broker is.
+
+    Raises:
+        TransportError: it did not work out in time; the last reason.
+    """
+    broker = config.broker
+    until_s = time.monotonic() + broker.connect_timeout_s
+    while True:
+        try:
+            return mqtt.connect(broker.url, config.client_id, broker.username, broker.password, will)
+        except TransportError as error:
+            if time.monotonic() >= until_s:
+                raise
+            log.warning("no connection yet reason=%s", error)
+            time.sleep(RETRY_S)
+
+
+def _leave(*_: object) -> None:
+    """Turn SIGTERM into the way out that says farewell."""
+    raise KeyboardInterrupt
+
+
+def _config(options: argparse.Namespace) -> ClientConfig:
+    given = {name: getattr(options, name) for name in FLAGS if getattr(options, name) is not None}
+    if options.config is not None:
+        config = read(options.config)
+        for name, value in given.items():
+            setattr(config, name, value)
+    else:
+        missing = [f"--{name.replace('_', '-')}" for name in ("client_id", "data") if name not in given]
+        if missing:
+            raise ConfigError(f"give --config FILE, or at least {' and '.join(missing)}")
+        given.setdefault("state", str(Path("state") / given["client_id"]))
+        config = with_secrets(ClientConfig(**given))
+    if options.broker:
+        config.broker.url = options.broker
+    if options.fleet:
+        config.broker.fleet = options.fleet
+    return config

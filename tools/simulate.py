@@ -1,0 +1,71 @@
+"""A whole federation in one process over Loopback: the code of the real one, without a broker.
+
+Each client is the real daemon in a thread of its own. Energy is not measured here: the process's
+CPU time cannot be told apart by client.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from coordinator.evaluate import Evaluator
+from coordinator.experiment import Experiment
+from coordinator.report import RunFolder
+from coordinator.service import Coordinator, Progress
+from edge_client.config import ClientConfig
+from edge_client.daemon import Daemon
+from edge_client.energy.meter import Meter
+from edge_client.energy.source import NoSource
+from edge_client.kernels import library_path
+from edge_client.link import Link
+from edge_client.spool import Spool
+from protocol import artifact as artifacts
+from protocol.examples import load
+from protocol.method import Global
+from protocol.topics import Topics
+from protocol.transport import LoopbackHub
+
+
+def simulate(
+    experiment: Experiment,
+    clients: Mapping[str, Path],
+    folder: Path,
+    show: Callable[[Progress], None] = lambda progress: None,
+) -> Global:
+    """Run an experiment with these clients (id -> data file); return the final model.
+
+    The run folder and the clients' state are made under `folder`.
+    """
+    artifact = Path(experiment.artifact)
+    manifest = artifacts.read(artifact)
+    initial = artifacts.weights((artifact / artifacts.INITIAL).read_bytes(), manifest.layout)
+    test = load(Path(experiment.data) / "test.npz", manifest.input_shape, manifest.num_classes)
+    hub, topics = LoopbackHub(), Topics(experiment.broker.fleet)
+    coordinator = Coordinator(
+        experiment,
+        experiment.name,
+        manifest,
+        artifact,
+        initial,
+        hub.connect("coordinator"),
+        RunFolder(folder, experiment),
+        Evaluator(manifest, artifact, test.x, test.y, experiment.evaluation.threads),
+        show,
+    )
+    threads = []
+    for client_id, data in clients.items():
+        config = ClientConfig(
+            client_id=client_id, data=str(data), state=str(folder / "state" / client_id), exit_after_run=True
+        )
+        link = Link(hub.connect(client_id), topics, client_id)
+        spool = Spool(Path(config.state))
+        meter, session = Meter(NoSource()), spool.next_session()
+        daemon = Daemon(config, link, meter, spool, session, library_path(), threads=1, profile="simulated")
+        threads.append(threading.Thread(target=daemon.run, name=client_id, daemon=True))
+        threads[-1].start()
+    result = coordinator.run()
+    for thread in threads:
+        thread.join(timeout=30)
+    return result
