@@ -1,0 +1,351 @@
+"""Large bodies in chunks, named by the SHA-256 of their bytes. No I/O but files, and no clock.
+
+    receiver                                          sender
+      Assembly(ref).wanted(now)  -- Want(chunks) -->    Publisher.due(digest, chunks, now)
+      Assembly.add(payload)      <-- chunk ---------    BlobStore.chunk(digest, index)
+      ... until is_complete, then bytes()
+
+The receiver sets the pace and says what is missing, so that a lost chunk, a restarted broker or a
+duplicate needs no case of its own: what has not arrived is asked for again. Chunks for a cohort are
+published once, on a topic that all of it hears.
+
+A chunk on the wire is its index and the CRC-32 of its data (uint32 each, little-endian), then the
+data. The CRC finds a damaged chunk at once; what is proof against malice is the SHA-256 of the whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from protocol.errors import DigestMismatch, LimitExceeded
+from protocol.messages import BlobRef
+
+# Small enough that a chunk passes a link of 64 kbit/s within a keep-alive of 15 s or so, large enough
+# that a message's cost does not count.
+CHUNK_BYTES = 128 * 1024
+_chunk_header = struct.Struct("<II")
+MAX_CHUNK_PAYLOAD_BYTES = CHUNK_BYTES + _chunk_header.size
+
+WINDOW = 16  # Chunks asked for and not yet here, at most: 2 MiB.
+FIRST_WINDOW = 4  # Before the link's rate is known.
+WINDOW_S = 4.0  # What is outstanding should arrive within this time.
+STALL_S = 2.0  # Without a new chunk for so long, something was lost.
+STALL_S_MAX = 30.0
+RESEND_S = 1.0  # A chunk is published at most once within this time, whoever asks.
+
+_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+
+Buffer = bytes | bytearray | memoryview
+
+
+def ref_of(data: Buffer) -> BlobRef:
+    """Return the name and size of a body."""
+    return BlobRef(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def num_chunks(size: int) -> int:
+    """Return how many chunks a body of `size` bytes has; none if it is empty."""
+    return -(-size // CHUNK_BYTES)
+
+
+def pack_chunk(index: int, data: Buffer) -> bytes:
+    """Return one chunk as it travels."""
+    return _chunk_header.pack(index, zlib.crc32(data)) + data
+
+
+class Assembly:
+    """The receiver's side of one body.
+
+             a Want                      a chunk
+        idle ------> waiting for chunks ---------> ... ---> complete
+                       |        ^
+                       +--------+  nothing new for too long: ask again for one, wait twice as long
+
+    Which chunks were lost is told by order: a sender answers Wants in turn and MQTT keeps the order,
+    so when a chunk of a later Want arrives, what is outstanding of earlier ones will not come. Only
+    when nothing arrives at all does time decide, and then a single chunk is asked for: over a slow
+    link the others are still on their way, and to ask for all would double what it has to carry.
+
+    Not thread-safe. Memory: the body's size, used as chunks arrive.
+
+    Raises:
+        LimitExceeded: the announced size is above `max_bytes`; nothing was allocated.
+    """
+
+    def __init__(self, ref: BlobRef, max_bytes: int) -> None:
+        """Begin with no chunk."""
+        if ref.size > max_bytes:
+            raise LimitExceeded(f"a blob of {ref.size} bytes is announced; at most {max_bytes} are accepted")
+        self.ref = ref
+        self.num_rejected = 0  # Chunks that were damaged or not of this blob.
+        self.num_duplicates = 0
+        # Uninitialised: the system commits its pages only as chunks are written.
+        self._body = np.empty(ref.size, np.uint8).data
+        self._begin()
+
+    def _begin(self) -> None:
+        self._missing = dict.fromkeys(range(num_chunks(self.ref.size)))  # A set that keeps its order.
+        self._asked: dict[int, int] = {}  # Outstanding chunk -> number of the Want that asked for it.
+        self._num_wants = 0
+        self._num_new = 0  # Chunks since the last call of `wanted`.
+        self._progress_s: float | None = None  # When the last new chunk came, or the first Want went.
+        self._silence_s = 0.0  # When the last Want went into silence, or progress was made.
+        self._stall_s = STALL_S
+        self._interval_s: float | None = None  # Between chunks, smoothed.
+
+    @property
+    def missing(self) -> list[int]:
+        """Chunks that are not here yet, ascending."""
+        return list(self._missing)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all chunks are here; `bytes` may still find that they are the wrong ones."""
+        return not self._missing
+
+    def add(self, payload: Buffer) -> bool:
+        """Take in a chunk. Return whether it is one of this blob; a duplicate is, and changes nothing."""
+        index, data = self._checked(payload)
+        if data is None:
+            self.num_rejected += 1
+            return False
+        if index not in self._missing:
+            self.num_duplicates += 1
+            return True
+        start = index * CHUNK_BYTES
+        self._body[start : start + len(data)] = data
+        del self._missing[index]
+        self._num_new += 1
+        want = self._asked.pop(index, 0)
+        for lost in [chunk for chunk, asked_by in self._asked.items() if asked_by < want]:
+            del self._asked[lost]
+        return True
+
+    def _checked(self, payload: Buffer) -> tuple[int, memoryview | None]:
+        """Return index and data; no data if the chunk is not a sound one of this blob."""
+        if len(payload) < _chunk_header.size:
+            return 0, None
+        index, crc = _chunk_header.unpack_from(payload)
+        data = memoryview(payload)[_chunk_header.size :]
+        expected = min(CHUNK_BYTES, self.ref.size - index * CHUNK_BYTES)
+        is_sound = 0 < expected == len(data) and zlib.crc32(data) == crc
+        return index, data if is_sound else None
+
+    def wanted(self, now_s: float) -> list[int] | None:
+        """Return which chunks to ask for now, or None: nothing to ask. Call it often, say every 0.2 s.
+
+        `now_s` is any clock that does not go backwards.
+        """
+        if self.is_complete:
+            return None
+        if self._num_new and self._progress_s is not None:
+            self._measure(min((now_s - self._progress_s) / self._num_new, STALL_S_MAX))
+            self._progress_s = self._silence_s = now_s
+            self._num_new = 0
+        window = self._window()
+        # Ask in halves of a window, not for each chunk that arrives.
+        if len(self._asked) <= window // 2:
+            chunks = [chunk for chunk in self._missing if chunk not in self._asked]
+            chunks = chunks[: window - len(self._asked)]
+            if chunks:
+                return self._ask(chunks, now_s)
+        if now_s - self._silence_s >= self._stall_s:
+            self._silence_s = now_s
+            self._stall_s = max(self._stall_s, min(2 * self._stall_s, STALL_S_MAX))
+            # The newest: if the older ones are only slow they arrive before it, else it tells on them.
+            return self._ask([next(reversed(self._asked))], now_s)
+        return None
+
+    def _measure(self, interval_s: float) -> None:
+        known_s = interval_s if self._interval_s is None else self._interval_s
+        self._interval_s = 0.7 * known_s + 0.3 * interval_s
+        self._stall_s = max(STALL_S, 3 * self._interval_s)
+
+    def _window(self) -> int:
+        if self._interval_s is None:
+            return FIRST_WINDOW
+        if self._interval_s * WINDOW <= WINDOW_S:
+            return WINDOW
+        return max(2, int(WINDOW_S / self._interval_s))
+
+    def _ask(self, chunks: list[int], now_s: float) -> list[int]:
+        self._num_wants += 1
+        for chunk in chunks:
+            self._asked.pop(chunk, None)
+            self._asked[chunk] = self._num_wants
+        if self._progress_s is None:
+            self._progress_s = self._silence_s = now_s
+        return chunks
+
+    def ask_again(self) -> None:
+        """Forget what was asked for: the connection is a new one, and what was on its way is lost."""
+        self._asked.clear()
+        self._progress_s = None  # The time without a connection says nothing about the link.
+        self._stall_s = STALL_S
+
+    def bytes(self) -> memoryview:
+        """Return the body; a view, valid as long as the assembly.
+
+        Raises:
+            DigestMismatch: it is not the announced one. All chunks are forgotten: none is known to
+                be right, and the next `wanted` begins again.
+            ValueError: chunks are missing.
+        """
+        if not self.is_complete:
+            raise ValueError(f"{len(self._missing)} chunks are missing")
+        digest = hashlib.sha256(self._body).hexdigest()
+        if digest != self.ref.digest:
+            self._begin()
+            raise DigestMismatch(f"a blob announced as {self.ref.digest} turned out to be {digest}")
+        return self._body.toreadonly()
+
+
+class BlobStore:
+    """The sender's bodies, and what a receiver keeps: in memory, or as files named by their digest.
+
+    Bounded: when `max_bytes` would be exceeded, what was used longest ago goes first. Pinned bodies
+    stay. Files are written beside their place and renamed, and read with their digest checked, so
+    that a file which a power cut or a tired SD card spoiled is as if it had never been there. Nothing
+    is synced to disk: a lost file is fetched again.
+
+    Not thread-safe.
+    """
+
+    def __init__(self, max_bytes: int, directory: Path | None = None) -> None:
+        """Take over what is in the directory, oldest first by modification time; create it if absent."""
+        self.max_bytes = max_bytes
+        self._directory = directory
+        self._sizes: dict[str, int] = {}  # In the order of use.
+        self._bodies: dict[str, bytes] = {}  # Without a directory: all. With one: the last that was read.
+        self._pinned: set[str] = set()
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+            for path in directory.glob("*.tmp"):
+                path.unlink()
+            files = [(path.stat(), path.name) for path in directory.iterdir() if _DIGEST.match(path.name)]
+            for stat, name in sorted(files, key=lambda file: (file[0].st_mtime_ns, file[1])):
+                self._sizes[name] = stat.st_size
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all bodies together."""
+        return sum(self._sizes.values())
+
+    def __contains__(self, digest: str) -> bool:
+        """Whether the body is here, as far as is known without reading it."""
+        return digest in self._sizes
+
+    def put(self, data: Buffer) -> BlobRef:
+        """Keep a body and return its name. A body that is here already is only marked as used.
+
+        Raises:
+            LimitExceeded: it does not fit beside the pinned ones.
+        """
+        ref = ref_of(data)
+        if self.get(ref.digest) is not None:
+            return ref
+        self._make_room(ref.size)
+        if self._directory is None:
+            self._bodies[ref.digest] = bytes(data)
+        else:
+            path = self._directory / ref.digest
+            partial = path.with_suffix(".tmp")
+            partial.write_bytes(data)
+            partial.replace(path)
+        self._sizes[ref.digest] = ref.size
+        return ref
+
+    def get(self, digest: str) -> bytes | None:
+        """Return a body, or None if it is not here or no longer what it was."""
+        if digest not in self._sizes:
+            return None
+        body = self._bodies.get(digest)
+        if body is None:
+            body = self._read(digest)
+            if body is None:
+                self.remove(digest)
+                return None
+            # Chunks of one body are asked for in a row: read and check it once, not for each.
+            self._bodies = {digest: body}
+        self._sizes[digest] = self._sizes.pop(digest)
+        return body
+
+    def chunk(self, digest: str, index: int) -> bytes | None:
+        """Return a chunk as it travels, or None if the body or the index does not exist here."""
+        body = self.get(digest)
+        if body is None or not 0 <= index < num_chunks(len(body)):
+            return None
+        return pack_chunk(index, memoryview(body)[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES])
+
+    def pin(self, digest: str) -> None:
+        """Keep it whatever comes; it need not be here yet."""
+        self._pinned.add(digest)
+
+    def unpin(self, digest: str) -> None:
+        """Let it go when room is needed."""
+        self._pinned.discard(digest)
+
+    def remove(self, digest: str) -> None:
+        """Forget a body, pinned or not."""
+        self._sizes.pop(digest, None)
+        self._bodies.pop(digest, None)
+        if self._directory is not None:
+            (self._directory / digest).unlink(missing_ok=True)
+
+    def _read(self, digest: str) -> bytes | None:
+        assert self._directory is not None
+        path = self._directory / digest
+        try:
+            body = path.read_bytes()
+            os.utime(path)  # The order of use must survive a restart.
+        except OSError:
+            return None
+        return body if hashlib.sha256(body).hexdigest() == digest else None
+
+    def _make_room(self, size: int) -> None:
+        pinned = sum(self._sizes[digest] for digest in self._pinned if digest in self._sizes)
+        if pinned + size > self.max_bytes:
+            raise LimitExceeded(
+                f"a blob of {size} bytes does not fit: {pinned} of {self.max_bytes} bytes are in use"
+            )
+        for digest in [one for one in self._sizes if one not in self._pinned]:
+            if self.num_bytes + size <= self.max_bytes:
+                return
+            self.remove(digest)
+
+
+class Publisher:
+    """Merges the wants of a cohort: a chunk that was published just now serves all who asked for it."""
+
+    def __init__(self, store: BlobStore) -> None:
+        """Publish from this store."""
+        self._store = store
+        self._published_s: dict[tuple[str, int], float] = {}  # In the order of time.
+
+    def due(self, digest: str, chunks: Iterable[int], now_s: float) -> list[int]:
+        """Return which of the wanted chunks to publish now; they count as published.
+
+        Left out: what was published less than RESEND_S ago, and what does not exist. A receiver that
+        missed a chunk asks once more, later.
+        """
+        for key, published_s in list(self._published_s.items()):
+            if now_s - published_s < RESEND_S:
+                break  # So that memory is bounded by what can be published in that time.
+            del self._published_s[key]
+        body = self._store.get(digest)
+        end = num_chunks(len(body)) if body is not None else 0
+        due = [
+            chunk
+            for chunk in dict.fromkeys(chunks)
+            if 0 <= chunk < end and (digest, chunk) not in self._published_s
+        ]
+        self._published_s.update(((digest, chunk), now_s) for chunk in due)
+        return due
