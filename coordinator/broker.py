@@ -19,7 +19,7 @@ import logging
 import secrets
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -127,6 +127,18 @@ class _Reader(StreamReaderAdapter):  # type: ignore[misc]
         return data
 
 
+class _Subscriptions(dict[str, Any]):
+    """A dictionary that may change while it is iterated over.
+
+    aMQTT awaits in the middle: a client that subscribes meanwhile would end the handler of the one
+    that is being connected ("dictionary changed size during iteration").
+    """
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over what there is now."""
+        return iter(list(super().__iter__()))
+
+
 class _Broker(Broker):  # type: ignore[misc]
     """aMQTT 0.12, with what it lacks towards strangers.
 
@@ -137,6 +149,7 @@ class _Broker(Broker):  # type: ignore[misc]
 
     def __init__(self, config: BrokerConfig) -> None:
         super().__init__(config)
+        self._subscriptions = _Subscriptions(self._subscriptions)
         self._silent: set[asyncio.Task[Any]] = set()  # Connections that have not said CONNECT.
 
     async def shutdown(self) -> None:

@@ -1,0 +1,114 @@
+"""Whole federations over Loopback: the code of the real one, in one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from coordinator.experiment import CohortConfig, Experiment, WireConfig
+from coordinator.report import EVENTS, read_csv
+from edge_client.kernels import library_path
+from export.export import export_model
+from protocol.messages import Setting, Training
+from tools.simulate import simulate
+from tools.split import split
+
+CLIENTS = 4
+DENSE: dict[str, Setting] = {"name": "fedavg"}
+SHARED: dict[str, Setting] = {"name": "fedpai", "density": 0.1}
+PERSONAL: dict[str, Setting] = {"name": "fedpai", "density": 0.2, "masks": "personal"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of the small CNN, and the digits split among four clients."""
+    pytest.importorskip("sklearn")
+    folder = tmp_path_factory.mktemp("federation")
+    export_model("cnn", (1, 8, 8), 10, folder / "artifact", library_path())
+    split(source="digits", out=folder / "data", clients=CLIENTS, how="dirichlet", alpha=1.0, seed=0)
+    return folder
+
+
+def experiment(home: Path, method: dict[str, Setting], rounds: int = 2, **changes: object) -> Experiment:
+    made = Experiment(
+        artifact=str(home / "artifact"),
+        data=str(home / "data"),
+        rounds=rounds,
+        method=method,
+        training=Training(local_epochs=1, batch_size=32, learning_rate=0.05, momentum=0.9),
+        cohort=CohortConfig(clients=CLIENTS, deadline_s=60, join_timeout_s=30),
+    )
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+def clients(home: Path) -> dict[str, Path]:
+    return {f"client-{n:03}": home / "data" / f"client-{n:03}.npz" for n in range(CLIENTS)}
+
+
+def final(home: Path, out: Path, made: Experiment) -> npt.NDArray[np.float32]:
+    return simulate(made, clients(home), out).weights
+
+
+@pytest.mark.parametrize("method", [DENSE, SHARED, PERSONAL], ids=["dense", "shared", "personal"])
+def test_the_same_seed_gives_the_same_bits(method, home, tmp_path):
+    first = final(home, tmp_path / "a", experiment(home, method))
+    second = final(home, tmp_path / "b", experiment(home, method))
+    assert first.tobytes() == second.tobytes()
+
+
+def test_another_seed_gives_another_model(home, tmp_path):
+    first = final(home, tmp_path / "a", experiment(home, SHARED))
+    second = final(home, tmp_path / "b", experiment(home, SHARED, seed=1))
+    assert first.tobytes() != second.tobytes()
+
+
+def test_sparse_training_learns_and_stays_sparse(home, tmp_path):
+    wire = WireConfig("f16", "f16")
+    result = simulate(experiment(home, SHARED, rounds=8, wire=wire), clients(home), tmp_path / "run")
+    rows = read_csv(tmp_path / "run" / "rounds.csv")
+    assert [row["stage"] for row in rows] == ["score"] + ["train"] * 8
+    assert float(rows[-1]["accuracy"]) > 0.9  # Digits; chance is 0.1.
+    # 65,824 prunable weights; 6,582 are 10 %.
+    assert result.mask.below(65_824).nnz == 6_582
+    outside = np.ones(result.mask.size, bool)
+    outside[result.mask.indices] = False
+    assert not result.weights[outside].any()
+
+
+def test_a_fixed_mask_travels_once(home, tmp_path):
+    simulate(experiment(home, SHARED, rounds=4, wire=WireConfig("f16", "f16")), clients(home), tmp_path / "run")
+    rows = read_csv(tmp_path / "run" / "rounds.csv")
+    # 6,582 values and 330 others: 13 kB of f16 and 1.3 kB of f32 for each client, and no indices.
+    assert all(int(row["upload_bytes"]) < CLIENTS * 16_500 for row in rows[1:])
+    assert int(rows[2]["download_bytes"]) < int(rows[1]["download_bytes"])  # The first brings the mask.
+
+
+def test_partial_participation_asks_some_clients_each_round(home, tmp_path):
+    cohort = CohortConfig(clients=CLIENTS, per_round=2, deadline_s=60, join_timeout_s=30)
+    simulate(experiment(home, DENSE, rounds=4, cohort=cohort), clients(home), tmp_path / "run")
+    rows = read_csv(tmp_path / "run" / "rounds.csv")
+    assert [row["updates"] for row in rows] == ["2"] * 4
+    opened = [json.loads(line) for line in (tmp_path / "run" / EVENTS).read_text().splitlines()]
+    cohorts = {tuple(line["cohort"]) for line in opened if line["event"] == "round-opened"}
+    assert len(cohorts) > 1
+
+
+def test_a_client_with_nan_in_its_data_is_left_out_and_named(home, tmp_path):
+    bad = tmp_path / "bad.npz"
+    with np.load(home / "data" / "client-000.npz") as good:
+        x = good["x"].astype(np.float32)
+        x.reshape(-1)[7] = np.nan
+        np.savez(bad, x=x, y=good["y"])
+    files = {**clients(home), "client-000": bad}
+    simulate(experiment(home, DENSE), files, tmp_path / "run")
+    rows = read_csv(tmp_path / "run" / "rounds.csv")
+    assert [(row["updates"], row["dropouts"]) for row in rows] == [("3", "1"), ("3", "1")]
+    events = (tmp_path / "run" / EVENTS).read_text()
+    assert "task-refused" in events
+    assert "NaN" in events

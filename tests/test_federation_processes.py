@@ -1,0 +1,133 @@
+"""Federations of real processes over real brokers: equal to Loopback, and alive after kill -9."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coordinator.experiment import read
+from coordinator.report import read_csv
+from edge_client.kernels import library_path
+from export.export import export_model
+from tools.simulate import simulate
+from tools.split import split
+
+# tests/ is no package: this module is loaded by path, once.
+_spec = importlib.util.spec_from_file_location("federation", Path(__file__).with_name("federation.py"))
+assert _spec is not None
+assert _spec.loader is not None
+federation = sys.modules.setdefault("federation", importlib.util.module_from_spec(_spec))
+_spec.loader.exec_module(federation)
+Federation = federation.Federation
+
+SPARSE = {"name": "fedpai", "density": 0.1}
+Make = Callable[..., "Federation"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of the small CNN, and the digits split among five clients."""
+    pytest.importorskip("sklearn")
+    folder = tmp_path_factory.mktemp("processes")
+    export_model("cnn", (1, 8, 8), 10, folder / "artifact", library_path())
+    split(source="digits", out=folder / "data", clients=5, how="dirichlet", alpha=1.0, seed=0)
+    return folder
+
+
+@pytest.fixture
+def make(home: Path, tmp_path: Path) -> Iterator[Make]:
+    made: list[Federation] = []
+
+    def build(num_clients: int = 3) -> Federation:
+        made.append(Federation(home, tmp_path / f"federation-{len(made)}", num_clients))
+        return made[-1]
+
+    yield build
+    for one in made:
+        one.close()
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    with np.load(folder / "weights.npz") as stored:
+        return {name: stored[name].tobytes() for name in stored.files}
+
+
+def over_loopback(one: Federation) -> dict[str, bytes]:
+    """The same experiment in one process."""
+    made = read(one.experiment)
+    ids = [f"client-{n:03}" for n in range(one.num_clients)]
+    data = {client_id: one.home / "data" / f"{client_id}.npz" for client_id in ids}
+    final = simulate(made, data, one.folder / "loopback")
+    manifest = importlib.import_module("protocol.artifact").read(Path(made.artifact))
+    return {name: value.tobytes() for name, value in manifest.layout.views(final.weights).items()}
+
+
+def test_mqtt_and_loopback_give_the_same_bits(make):
+    one = make()
+    one.write(SPARSE, rounds=2)
+    one.start_coordinator("--out", str(one.out))
+    one.start_clients()
+    summary = one.finish()
+    assert [row["updates"] for row in read_csv(Path(summary["report"]) / "rounds.csv")] == ["3"] * 3
+    assert weights(one.out) == over_loopback(one)
+
+
+@pytest.mark.mosquitto
+def test_mosquitto_gives_the_same_bits_too(make, mosquitto):
+    one = make()
+    one.url, one.fleet, one.password = mosquitto.url, "lab", "ecived"
+    one.write(SPARSE, rounds=2, broker={"url": mosquitto.url, "fleet": "lab"})
+    one.start_coordinator("--out", str(one.out), password="rotanidrooc")
+    one.start_clients()
+    one.finish()
+    assert weights(one.out) == over_loopback(one)
+
+
+@pytest.mark.slow
+def test_a_killed_client_does_not_stop_the_run_and_rejoins(make):
+    one = make(5)
+    one.write({"name": "fedavg"}, rounds=12, deadline_s=20)
+    one.start_coordinator("--out", str(one.out))
+    one.start_clients()
+    one.await_event(event="round-opened", round=3)
+    one.kill(2)
+    one.await_event(event="client-lost", client="client-002")
+    one.await_event(event="round-closed", round=4)
+    one.start_client(2)
+    one.await_event(event="client-joined", client="client-002", session=2)
+    summary = one.finish()
+    assert summary["accuracy"] > 0.9
+    updates = [int(row["updates"]) for row in read_csv(one.out / "rounds.csv")]
+    assert len(updates) == 12
+    assert min(updates) == 4
+    assert updates[-1] == 5
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_resumes_and_ends_in_the_same_bits(make):
+    whole = make()
+    whole.write(SPARSE, rounds=6)
+    whole.start_coordinator("--out", str(whole.out))
+    whole.start_clients()
+    whole.finish()
+
+    cut = make()
+    cut.write(SPARSE, rounds=6)
+    cut.start_coordinator("--out", str(cut.out))
+    cut.start_clients()
+    cut.await_event(event="round-closed", round=2)
+    cut.coordinator.send_signal(signal.SIGINT)
+    _, error = cut.coordinator.communicate(timeout=30)
+    assert cut.coordinator.returncode == 130
+    assert "--resume" in error
+    cut.start_coordinator("--resume", str(cut.out))
+    cut.finish()
+    assert weights(cut.out) == weights(whole.out)
+    numbers = [int(row["round_number"]) for row in read_csv(cut.out / "rounds.csv")]
+    assert numbers == list(range(7))
