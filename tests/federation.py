@@ -21,8 +21,9 @@ PASSWORD = "only-for-this-test"  # noqa: S105
 class Federation:
     """One coordinator and its clients, each `sparsefleet` in a process of its own."""
 
-    def __init__(self, home: Path, folder: Path, num_clients: int, python: str = sys.executable) -> None:
-        self.home, self.folder, self.num_clients, self.python = home, folder, num_clients, python
+    def __init__(self, home: Path, folder: Path, num_clients: int) -> None:
+        self.home, self.folder, self.num_clients = home, folder, num_clients
+        self.client_command, self.client_folder = [sys.executable, "-m", "tools.cli"], ROOT
         self.out = folder / "run"
         self.experiment = folder / "experiment.toml"
         self.url = f"mqtt://127.0.0.1:{_free_port()}"
@@ -61,13 +62,13 @@ class Federation:
 
     def start_client(self, number: int, *arguments: str) -> None:
         client_id = f"client-{number:03}"
-        command = [self.python, "-m", "tools.cli", "-v", "client", "--client-id", client_id, "--broker", self.url]
+        command = [*self.client_command, "-v", "client", "--client-id", client_id, "--broker", self.url]
         command += ["--data", str(self.home / "data" / f"{client_id}.npz"), "--state", str(self.folder / client_id)]
         command += ["--fleet", self.fleet, "--threads", "1", "--exit-after-run", *arguments]
         with (self.folder / f"{client_id}.log").open("ab") as log:
             self.clients[client_id] = subprocess.Popen(
                 command,
-                cwd=ROOT,
+                cwd=self.client_folder,
                 env={**os.environ, "SPARSEFLEET_PASSWORD": self.password},
                 stdout=log,
                 stderr=log,
