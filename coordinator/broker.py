@@ -149,7 +149,7 @@ class _Broker(Broker):  # type: ignore[misc]
 
     def __init__(self, config: BrokerConfig) -> None:
         super().__init__(config)
-        self._subscriptions = _Subscriptions(self._subscriptions)
+        self._subscriptions: dict[str, Any] = _Subscriptions()
         self._silent: set[asyncio.Task[Any]] = set()  # Connections that have not said CONNECT.
 
     async def shutdown(self) -> None:

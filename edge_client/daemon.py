@@ -25,7 +25,7 @@ from edge_client.spool import Spool
 from protocol import codec
 from protocol.artifact import MANIFEST, Manifest, check, parse
 from protocol.errors import ProtocolError, TransportError, UserError
-from protocol.examples import MAX_BYTES, Examples, load, read_arrays
+from protocol.examples import Examples, load
 from protocol.messages import Cost, End, Join, Refusal, Task, Update
 from protocol.method import Memory, Method
 from protocol.methods import build
@@ -47,19 +47,20 @@ class Daemon:
         meter: Meter,
         spool: Spool,
         session: int,
+        num_examples: int,
         library: Path,
         threads: int,
         profile: str,
     ) -> None:
-        """Check what can be checked before the first task.
+        """Load the op library.
 
         Raises:
-            UserError: the data file or the op library is missing.
+            RuntimeMissing: it is missing or unusable.
         """
         self._config, self._link, self._meter = config, link, meter
         self._library, self._threads, self._profile = library, threads, profile
         self._data = Path(config.data)
-        self._num_examples = len(read_arrays(self._data, MAX_BYTES, only=("y",))["y"])
+        self._num_examples = num_examples
         self._kernels = kernel_isa(library)
         self._spool, self._session = spool, session
         self._examples: Examples | None = None

@@ -192,6 +192,7 @@ def input_shape(name: str, given: str | None) -> InputShape:
     Raises:
         ConfigError: it is not three positive numbers, or is missing for a model that has no default.
     """
+    builder(name)  # An unknown model is the better thing to complain about.
     if given is None:
         if name not in DEFAULT_INPUT_SHAPE:
             raise ConfigError(f"model {name!r} needs --input-shape channels,height,width")

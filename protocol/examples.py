@@ -49,10 +49,7 @@ def load(path: Path, input_shape: Sequence[int], num_classes: int, max_bytes: in
     Raises:
         DataError: missing or damaged file, missing key, other shape, NaN, labels out of range.
     """
-    if not path.is_file():
-        raise DataError(
-            f"{path} not found; make examples with: sparsefleet data split SOURCE --out {path.parent}"
-        )
+    _must_exist(path)
     arrays = read_arrays(path, max_bytes, only=("x", "y"))
     for key in ("x", "y"):
         if key not in arrays:
@@ -73,6 +70,19 @@ def load(path: Path, input_shape: Sequence[int], num_classes: int, max_bytes: in
         examples = Examples(np.ascontiguousarray(x, np.float32), y.astype(np.int64))
     check_finite(examples.x, str(path))
     return examples
+
+
+def count(path: Path) -> int:
+    """Return how many examples a file has, reading its labels only.
+
+    Raises:
+        DataError: missing or damaged file, or no labels.
+    """
+    _must_exist(path)
+    arrays = read_arrays(path, MAX_BYTES, only=("y",))
+    if "y" not in arrays or arrays["y"].ndim != 1:
+        raise DataError(f"{path} has no array 'y' of labels [n]; it needs x [n, ...] and y [n]")
+    return len(arrays["y"])
 
 
 def batches(examples: Examples, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
@@ -99,6 +109,13 @@ def of_each_class(examples: Examples, per_class: int, rng: np.random.Generator) 
 
 
 # Reading
+
+
+def _must_exist(path: Path) -> None:
+    if not path.is_file():
+        raise DataError(
+            f"{path} not found; make examples with: sparsefleet data split SOURCE --out {path.parent}"
+        )
 
 
 def read_arrays(path: Path, max_bytes: int, only: Sequence[str] | None = None) -> dict[str, Array]:

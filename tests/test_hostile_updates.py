@@ -69,7 +69,7 @@ def _body(header: msgspec.Struct, content: bytes) -> bytes:
 def bomb() -> bytes:
     """An honest header, and in place of the values a zstd frame of 2 kB that expands to 64 MiB."""
     body = good()
-    header, start = codec._read_header(body)
+    header, _ = codec._read_header(body)
     frame = zstandard.ZstdCompressor(19, write_content_size=False).compress(bytes(64 << 20))
     header = msgspec.structs.replace(header, values_bytes=(header.values_bytes[0], len(frame)))
     return _body(header, frame + body[len(body) - header.tail_bytes[1] :])
@@ -145,7 +145,7 @@ def test_rubbish_is_rejected_with_its_reason_and_the_round_goes_on(case, tmp_pat
         experiment,
         "run",
         manifest(),
-        Path("."),
+        Path(),
         np.zeros(LAYOUT.size, np.float32),
         hub.connect("coordinator"),
         RunFolder(tmp_path, experiment),

@@ -18,6 +18,7 @@ from edge_client.link import Link
 from edge_client.spool import Spool
 from protocol import mqtt
 from protocol.errors import ConfigError, RuntimeMissing, TransportError
+from protocol.examples import count
 from protocol.messages import Leave, encode
 from protocol.topics import STATE, Topics
 from protocol.transport import Transport, Will
@@ -37,6 +38,7 @@ def run_client(options: argparse.Namespace) -> int:
         library = library_path()
     except FileNotFoundError as error:
         raise RuntimeMissing(str(error)) from error
+    num_examples = count(Path(config.data))
     topics = Topics(config.broker.fleet)
     meter = Meter(choose(config.energy, profile))
     spool = Spool(Path(config.state))
@@ -47,7 +49,7 @@ def run_client(options: argparse.Namespace) -> int:
     with contextlib.closing(transport):
         link = Link(transport, topics, config.client_id)
         threads = config.threads or profile.threads
-        daemon = Daemon(config, link, meter, spool, session, library, threads, profile.name)
+        daemon = Daemon(config, link, meter, spool, session, num_examples, library, threads, profile.name)
         try:
             daemon.run()
         finally:

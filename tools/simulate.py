@@ -22,7 +22,7 @@ from edge_client.kernels import library_path
 from edge_client.link import Link
 from edge_client.spool import Spool
 from protocol import artifact as artifacts
-from protocol.examples import load
+from protocol.examples import count, load
 from protocol.method import Global
 from protocol.topics import Topics
 from protocol.transport import LoopbackHub
@@ -62,7 +62,7 @@ def simulate(
         link = Link(hub.connect(client_id), topics, client_id)
         spool = Spool(Path(config.state))
         meter, session = Meter(NoSource()), spool.next_session()
-        daemon = Daemon(config, link, meter, spool, session, library_path(), threads=1, profile="simulated")
+        daemon = Daemon(config, link, meter, spool, session, count(data), library_path(), 1, "simulated")
         threads.append(threading.Thread(target=daemon.run, name=client_id, daemon=True))
         threads[-1].start()
     result = coordinator.run()

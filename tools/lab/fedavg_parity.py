@@ -33,7 +33,9 @@ from tools.split import split
 
 def main() -> int:
     """Run both and compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, help=".npz with x_train, y_train, x_test, y_test")
     parser.add_argument("--model", default="lenet")
     parser.add_argument("--clients", type=int, default=10)
@@ -49,7 +51,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         export_module(module, options.model, shape, folder / "artifact", library_path())
-        split(options.data, folder / "data", clients=options.clients, how="dirichlet", alpha=options.alpha, seed=0)
+        split(
+            options.data,
+            folder / "data",
+            clients=options.clients,
+            how="dirichlet",
+            alpha=options.alpha,
+            seed=0,
+        )
         files = {path.stem: path for path in sorted((folder / "data").glob("client-*.npz"))}
         experiment = Experiment(
             artifact=str(folder / "artifact"),
@@ -63,10 +72,21 @@ def main() -> int:
             simulate(experiment, files, folder / "run", show)
         ours = float(read_csv(folder / "run" / ROUNDS)[-1]["accuracy"])
         clients = [load(path, shape, 10) for path in files.values()]
-        theirs = torch_fedavg(module, clients, load(folder / "data" / "test.npz", shape, 10), training, options.rounds)
+        theirs = torch_fedavg(
+            module, clients, load(folder / "data" / "test.npz", shape, 10), training, options.rounds
+        )
     points = 100 * abs(ours - theirs)
-    found = {"sparsefleet": ours, "torch": theirs, "difference_points": points, "tolerance_points": options.tolerance}
-    print(json.dumps(found) if options.json else f"sparsefleet {ours:.4f}, torch {theirs:.4f}: {points:.2f} points apart")
+    found = {
+        "sparsefleet": ours,
+        "torch": theirs,
+        "difference_points": points,
+        "tolerance_points": options.tolerance,
+    }
+    print(
+        json.dumps(found)
+        if options.json
+        else f"sparsefleet {ours:.4f}, torch {theirs:.4f}: {points:.2f} points apart"
+    )
     return 0 if points <= options.tolerance else 1
 
 
@@ -78,13 +98,15 @@ def torch_fedavg(
     current = copy.deepcopy(module)
     total = sum(len(examples) for examples in clients)
     for _ in range(rounds):
-        mean = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in current.state_dict().items()}
+        mean = {
+            name: torch.zeros_like(value, dtype=torch.float64) for name, value in current.state_dict().items()
+        }
         for examples in clients:
             local = copy.deepcopy(current).train()
             optimizer = torch.optim.SGD(local.parameters(), training.learning_rate, training.momentum)
             x, y = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
             for _ in range(training.local_epochs):
-                for batch in torch.randperm(len(y)).split(training.batch_size):
+                for batch in torch.split(torch.randperm(len(y)), training.batch_size):  # type: ignore[no-untyped-call]
                     optimizer.zero_grad()
                     nn.functional.cross_entropy(local(x[batch]), y[batch]).backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
