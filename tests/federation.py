@@ -15,7 +15,7 @@ from typing import Any
 from protocol.config import dumps
 
 ROOT = Path(__file__).resolve().parent.parent
-PASSWORD = "only-for-this-test"  # noqa: S105
+PASSWORD = "only-for-this-test"
 
 
 class Federation:
@@ -32,7 +32,9 @@ class Federation:
         self.clients: dict[str, subprocess.Popen[bytes]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, method: dict[str, Any], rounds: int, broker: dict[str, Any] | None = None, **cohort: Any) -> None:
+    def write(
+        self, method: dict[str, Any], rounds: int, broker: dict[str, Any] | None = None, **cohort: Any
+    ) -> None:
         """Write the experiment; without `broker` the embedded one is used."""
         port = int(self.url.rpartition(":")[2])
         self.experiment.write_text(
@@ -63,7 +65,12 @@ class Federation:
     def start_client(self, number: int, *arguments: str) -> None:
         client_id = f"client-{number:03}"
         command = [*self.client_command, "-v", "client", "--client-id", client_id, "--broker", self.url]
-        command += ["--data", str(self.home / "data" / f"{client_id}.npz"), "--state", str(self.folder / client_id)]
+        command += [
+            "--data",
+            str(self.home / "data" / f"{client_id}.npz"),
+            "--state",
+            str(self.folder / client_id),
+        ]
         command += ["--fleet", self.fleet, "--threads", "1", "--exit-after-run", *arguments]
         with (self.folder / f"{client_id}.log").open("ab") as log:
             self.clients[client_id] = subprocess.Popen(
@@ -79,7 +86,7 @@ class Federation:
             self.start_client(number, *arguments)
 
     def kill(self, number: int) -> None:
-        """kill -9."""
+        """Kill -9."""
         client = self.clients[f"client-{number:03}"]
         client.send_signal(signal.SIGKILL)
         client.wait()
@@ -102,7 +109,9 @@ class Federation:
         while time.monotonic() < until_s:
             if any(all(event.get(key) == value for key, value in wanted.items()) for event in self.events()):
                 return
-            assert self.coordinator is None or self.coordinator.poll() is None, self.coordinator.communicate()[1]
+            assert self.coordinator is None or self.coordinator.poll() is None, (
+                self.coordinator.communicate()[1]
+            )
             time.sleep(0.02)
         raise AssertionError(f"no event {wanted}\n{self.events()}\n{self.logs()}")
 

@@ -1,0 +1,54 @@
+// Chooses the kernels for this machine, once.
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "op.h"
+
+namespace sparsefleet {
+
+#if defined(SPARSEFLEET_X86)
+extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx2;
+#endif
+extern const Kernels kernels_baseline;  // SSE2 on x86-64, NEON on aarch64
+
+namespace {
+
+// Fastest first.
+std::vector<const Kernels*> available() {
+    std::vector<const Kernels*> tables;
+#if defined(SPARSEFLEET_X86)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("fma")) {
+        tables.push_back(&kernels_avx512);
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(&kernels_avx2);
+#endif
+    tables.push_back(&kernels_baseline);
+    return tables;
+}
+
+const Kernels& choose() {
+    const std::vector<const Kernels*> tables = available();
+    const char* wanted = std::getenv("SPARSEFLEET_ISA");
+    if (wanted == nullptr || *wanted == '\0') return *tables.front();
+    std::string names;
+    for (const Kernels* table : tables) {
+        if (std::string(table->isa) == wanted) return *table;
+        names += std::string(names.empty() ? "" : ", ") + table->isa;
+    }
+    throw OpError(std::string("SPARSEFLEET_ISA=") + wanted + " is not available here; available: " + names);
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+    static const Kernels& chosen = choose();
+    return chosen;
+}
+
+}  // namespace sparsefleet

@@ -1,0 +1,46 @@
+// The kernels for one instruction set. The build compiles this file once per set, with
+//     SPARSEFLEET_TABLE  the name of the table it defines
+//     SPARSEFLEET_NAME   what that instruction set is called
+//     WIDTH              floats per register
+//     SPMM_PIXELS, SDDMM_PIXELS   tile areas whose sums and operands fit the registers
+//
+// Everything but the table is in an unnamed namespace, and no header of the standard library that
+// defines functions is included: an inline function compiled here for AVX-512 and elsewhere for any
+// machine would be merged by the linker into whichever copy comes first.
+#include <cstddef>
+#include <cstdint>
+
+#include "../kernels.h"
+
+// T x W for every tile with T <= 8, W <= 16.
+#define EACH_WIDE(F, T) \
+    F(T, 1) F(T, 2) F(T, 3) F(T, 4) F(T, 5) F(T, 6) F(T, 7) F(T, 8) \
+    F(T, 9) F(T, 10) F(T, 11) F(T, 12) F(T, 13) F(T, 14) F(T, 15) F(T, 16)
+#define EACH_TILE(F)                                                                           \
+    EACH_WIDE(F, 1) EACH_WIDE(F, 2) EACH_WIDE(F, 3) EACH_WIDE(F, 4) EACH_WIDE(F, 5) EACH_WIDE(F, 6) \
+    EACH_WIDE(F, 7) EACH_WIDE(F, 8)
+
+namespace sparsefleet {
+namespace {
+
+#include "vector.inc"
+// vector.inc first, layout.inc before those that zero a halo.
+#include "layout.inc"
+#include "norm.inc"
+#include "pointwise.inc"
+#include "pool.inc"
+#include "sddmm.inc"
+#include "spmm.inc"
+
+}  // namespace
+
+extern const Kernels SPARSEFLEET_TABLE;
+const Kernels SPARSEFLEET_TABLE = {
+    SPARSEFLEET_NAME, SPMM_PIXELS,       SDDMM_PIXELS,   spmm,           sddmm,
+    channel_sum,      zero_halo,         pack,           unpack,         flatten,
+    flatten_grad,     relu,              relu_grad,      add,            moments,
+    normalize,        normalize_sums,    normalize_grad, max_pool,       max_pool_grad,
+    average_pool,     average_pool_grad, global_average, global_average_grad,
+};
+
+}  // namespace sparsefleet

@@ -1,0 +1,138 @@
+// The table of kernels: the contract between the ops, which are compiled once, and isa/, which is
+// compiled once per instruction set.
+//
+// Every kernel does one independent piece of the work, named by its last argument (a chunk, a
+// plane, a channel). Pieces may run at the same time and in any order; what a piece writes does not
+// depend on which others run. That makes results identical for any number of threads. Kernels do
+// not allocate, do not fail, own nothing, and trust their arguments: the ops check them first.
+// Buffers of one call must not overlap unless said otherwise. No alignment beyond float's is needed.
+#pragma once
+
+#include <cstdint>
+
+#include "blocked.h"
+
+namespace sparsefleet {
+
+// A point or a pair of strides in the grid of output pixels. Tiles extend over tall and wide.
+struct Triple {
+    int64_t outer;
+    int64_t tall;
+    int64_t wide;
+};
+
+// How a grid of pixels is cut into tiles, and the work into chunks.
+struct Tiling {
+    Triple extent;       // number of output pixels in each direction
+    int64_t tall;        // tile height, at most TILE_TALL_MAX
+    int64_t wide;        // tile width, at most TILE_WIDE_MAX; tall * wide within the kernel's limit
+    int64_t bands;       // ceil(extent.tall / tall)
+    int64_t row_groups;  // the rows of the matrix are shared out to this many chunks
+};
+
+constexpr int64_t TILE_TALL_MAX = 8;
+constexpr int64_t TILE_WIDE_MAX = 16;
+
+// A sparse matrix whose columns are places in a blocked tensor. Row r has col_blocks segments;
+// segment s = r * col_blocks + b owns the entries [begin[s], begin[s + 1]).
+struct SparseRows {
+    int64_t rows;
+    int64_t col_blocks;     // columns are visited block by block, so that a tile of x stays in L1
+    const int32_t* begin;   // rows * col_blocks + 1 offsets, ascending
+    const int32_t* offset;  // in floats, from a pixel of x to the one that this entry multiplies
+};
+
+// y[pixel, row] = bias[row] + sum over the entries of the row of value * x[pixel + offset].
+// chunk = (outer * bands + band) * row_groups + row group; every pixel of y is overwritten.
+struct Spmm {
+    SparseRows matrix;
+    Tiling tiling;
+    const float* value;  // one per entry
+    const float* bias;   // one per row, or null
+    const float* x;      // the pixel (0, 0, 0) of the source
+    Triple x_stride;     // in floats
+    float* y;            // the pixel (0, 0, 0) of row 0
+    Triple y_stride;     // in floats
+    int64_t y_row;       // floats from one row to the next
+};
+
+// d_value[entry] = sum over pixels and lanes of dy[pixel, row] * x[pixel + offset]: the product of two
+// dense matrices, sampled at the mask. chunk = row group; the d_value of its rows is overwritten.
+struct Sddmm {
+    SparseRows matrix;
+    Tiling tiling;
+    const float* x;
+    Triple x_stride;
+    const float* dy;  // the pixel (0, 0, 0) of row 0
+    Triple dy_stride;
+    int64_t dy_row;  // floats from one row to the next
+    float* d_value;  // one per entry
+};
+
+// Batch normalization, one channel at a time.
+struct BatchNorm {
+    Blocked x;             // geometry of x and dx
+    Blocked y;             // geometry of y and dy: the same but for the halo
+    int64_t num_examples;  // N
+};
+
+// Pooling, one plane (block * C + channel) at a time.
+struct Pool {
+    Blocked x;  // geometry of x and dx
+    Blocked y;  // geometry of y and dy
+    int64_t kernel_h, kernel_w, stride, pad;
+    bool count_include_pad;  // average pooling: divide by the whole window, not by its part inside x
+};
+
+struct Kernels {
+    const char* isa;       // "avx512", "avx2", "baseline" or "neon"
+    int64_t spmm_pixels;   // largest tile area of spmm: what keeps its accumulators in registers
+    int64_t sddmm_pixels;  // the same for sddmm
+
+    void (*spmm)(const Spmm&, int64_t chunk);
+    void (*sddmm)(const Sddmm&, int64_t chunk);
+    // Sum of dy over pixels, lanes and blocks.
+    float (*channel_sum)(const float* dy, const Blocked&, int64_t channel);
+    // Write zeros to the halo of a plane.
+    void (*zero_halo)(float* y, const Blocked&, int64_t plane);
+
+    // x is [N, C, H, W] (vectors: H = W = 1); fills one plane of y, padding lanes and halo with zeros.
+    void (*pack)(const float* x, int64_t num_examples, float* y, const Blocked& y_geometry, int64_t plane);
+    // x is [B, F, 1, 1, 16], y is [N, F]; writes the examples of one block.
+    void (*unpack)(const float* x, int64_t features, int64_t num_examples, float* y, int64_t block);
+    // One plane of x to its place in the vectors y, and back (the halo of dx is zeroed).
+    void (*flatten)(const float* x, const Blocked& x_geometry, float* y, int64_t plane);
+    void (*flatten_grad)(const float* dy, float* dx, const Blocked& dx_geometry, int64_t plane);
+
+    // Over the floats [begin, end) of whole buffers. y may be x.
+    void (*relu)(const float* x, float* y, int64_t begin, int64_t end);
+    void (*relu_grad)(const float* dy, const float* y, float* dx, int64_t begin, int64_t end);
+    void (*add)(const float* a, const float* b, float* y, int64_t begin, int64_t end);
+
+    // Mean and biased variance over valid lanes.
+    void (*moments)(const BatchNorm&, const float* x, int64_t channel, double* mean, double* variance);
+    // y = (x - mean) * factor + shift in every lane; halo zero.
+    void (*normalize)(const BatchNorm&, const float* x, float mean, float factor, float shift, float* y,
+                      int64_t channel);
+    // Sum of dy, and of dy * (x - mean).
+    void (*normalize_sums)(const BatchNorm&, const float* dy, const float* x, float mean, int64_t channel,
+                           double* dy_sum, double* dy_x_sum);
+    // dx = a * dy + b * (x - mean) + c in valid lanes, zero in padding lanes and halo.
+    void (*normalize_grad)(const BatchNorm&, const float* dy, const float* x, float mean, float a, float b,
+                           float c, float* dx, int64_t channel);
+
+    // argmax has the planes of y without halo: [H, W, 16] each. It holds r * kernel_w + s of the first maximum.
+    void (*max_pool)(const Pool&, const float* x, float* y, uint8_t* argmax, int64_t plane);
+    void (*max_pool_grad)(const Pool&, const float* dy, const uint8_t* argmax, float* dx, int64_t plane);
+    void (*average_pool)(const Pool&, const float* x, float* y, int64_t plane);
+    void (*average_pool_grad)(const Pool&, const float* dy, float* dx, int64_t plane);
+    // y and dy are [B, C, 1, 1, 16].
+    void (*global_average)(const float* x, const Blocked& x_geometry, float* y, int64_t plane);
+    void (*global_average_grad)(const float* dy, float* dx, const Blocked& dx_geometry, int64_t plane);
+};
+
+// The fastest table that this machine can run, or the one that SPARSEFLEET_ISA names. Chosen once,
+// at the first call. Throws OpError if SPARSEFLEET_ISA names one that is not available here.
+const Kernels& kernels();
+
+}  // namespace sparsefleet

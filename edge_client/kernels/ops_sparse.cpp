@@ -1,0 +1,224 @@
+// SparseConv and SparseGemm with their gradients: checks, plans, and the order of the passes.
+#include "ops.h"
+#include "plan.h"
+#include "shapes.h"
+
+namespace sparsefleet {
+namespace {
+
+constexpr ElementType F32 = ElementType::FLOAT;
+constexpr ElementType I32 = ElementType::INT32;
+
+struct Weights {
+    const float* values;
+    const int32_t* indices;
+    int64_t nnz;
+};
+
+Weights weights_of(const Tensor& values, const Tensor& indices) {
+    require(values.shape.size() == 1, "values has shape " + to_string(values.shape) + ", expected [nnz]");
+    require_shape(indices, values.shape);
+    require(values.shape[0] <= INT32_MAX, "values has 2^31 elements or more");
+    return {values.as<float>(), indices.as<int32_t>(), values.shape[0]};
+}
+
+void zero_halos(Context& context, float* y, const Blocked& g) {
+    if (g.halo == 0) return;
+    const Kernels& k = kernels();
+    context.parallel(g.blocks, [&](int64_t block) {
+        for (int64_t c = 0; c < g.channels; c++) k.zero_halo(y, g, block * g.channels + c);
+    });
+}
+
+void run_spmm(Context& context, const Pass& pass, const float* values, const float* bias, const float* x, float* y) {
+    const Kernels& k = kernels();
+    const Spmm call{pass.matrix.view(), pass.tiling, values, bias, x + pass.source_base, pass.source_stride,
+                    y + pass.target_base, pass.target_stride, pass.target_row};
+    context.parallel(pass.num_chunks(), [&](int64_t chunk) { k.spmm(call, chunk); });
+}
+
+void forward(Context& context, PlanCache& cache, const ConvGeometry& g, bool has_bias) {
+    const Weights w = weights_of(context.input(1), context.input(has_bias ? 3 : 2));
+    const float* bias = nullptr;
+    if (has_bias) {
+        const Tensor tensor = context.input(2);
+        require_shape(tensor, {g.y.channels});
+        bias = tensor.as<float>();
+    }
+    const auto plan = cache.get(g, w.indices, w.nnz, forward_plan);
+    const Tensor x = context.input(0);
+    float* y = context.output(0, shape_of(g.y));
+    if (y == nullptr) return;
+    zero_halos(context, y, g.y);
+    run_spmm(context, plan->passes[0], w.values, bias, x.as<float>(), y);
+}
+
+void input_gradient(Context& context, const Plan& plan, const float* values, const float* dy, float* dx) {
+    zero_halos(context, dx, plan.geometry.x);
+    std::unique_ptr<float[]> ordered(new float[plan.indices.size() + 1]);  // + 1: never of size 0
+    for (const Pass& pass : plan.passes) {
+        // The values change with every step, so they are put into this pass's order every time.
+        for (size_t i = 0; i < pass.order.size(); i++) ordered[i] = values[pass.order[i]];
+        run_spmm(context, pass, ordered.get(), nullptr, dy, dx);
+    }
+}
+
+// Inputs dy, x, values, indices; outputs dx, dvalues, dbias, each only if somebody wants it.
+void backward(Context& context, PlanCache& cache, ConvGeometry g) {
+    const Kernels& k = kernels();
+    const Tensor dy = context.input(0), x = context.input(1);
+    require_shape(dy, shape_of(g.y));
+    const Weights w = weights_of(context.input(2), context.input(3));
+    float* dx = context.output(0, x.shape);
+    float* d_values = context.output(1, {w.nnz});
+    float* d_bias = context.output(2, {g.y.channels});
+    g.wants_dx = dx != nullptr ? 1 : 0;
+    const auto plan = cache.get(g, w.indices, w.nnz, backward_plan);
+    if (dx != nullptr) input_gradient(context, *plan, w.values, dy.as<float>(), dx);
+    if (d_values != nullptr) {
+        const Pass& pass = plan->weight_gradient;
+        const Sddmm call{pass.matrix.view(), pass.tiling, x.as<float>() + pass.source_base, pass.source_stride,
+                         dy.as<float>() + pass.target_base, pass.target_stride, pass.target_row, d_values};
+        context.parallel(pass.tiling.row_groups, [&](int64_t chunk) { k.sddmm(call, chunk); });
+    }
+    if (d_bias != nullptr) {
+        context.parallel(g.y.channels,
+                         [&](int64_t channel) { d_bias[channel] = k.channel_sum(dy.as<float>(), g.y, channel); });
+    }
+}
+
+struct ConvAttributes {
+    int64_t out_channels, kernel_h, kernel_w, stride, pad, in_halo, out_halo;
+
+    explicit ConvAttributes(const Attributes& a)
+        : out_channels(a.integer("out_channels", 1)),
+          kernel_h(a.integer("kernel_h", 1)),
+          kernel_w(a.integer("kernel_w", 1)),
+          stride(a.integer("stride", 1)),
+          pad(a.integer("pad", 0)),
+          in_halo(a.integer("in_halo", 0)),
+          out_halo(a.integer("out_halo", 0)) {
+        require(in_halo >= pad, "in_halo is " + std::to_string(in_halo) + ", less than pad " + std::to_string(pad));
+    }
+
+    ConvGeometry geometry(const Tensor& input) const {
+        const Blocked x = blocked_of(input, in_halo);
+        const int64_t height = x.height + 2 * pad - kernel_h, width = x.width + 2 * pad - kernel_w;
+        require(height >= 0 && width >= 0, "x has shape " + to_string(input.shape) + ", smaller than the kernel");
+        const Blocked y =
+            make_blocked(x.blocks, out_channels, height / stride + 1, width / stride + 1, out_halo);
+        return {x, y, kernel_h, kernel_w, stride, pad, 0};
+    }
+};
+
+ConvGeometry gemm_geometry(const Tensor& input, int64_t out_features) {
+    const Blocked x = vectors_of(input);
+    return {x, make_blocked(x.blocks, out_features, 1, 1, 0), 1, 1, 1, 0, 0};
+}
+
+// The ops with a bias have names of their own, and bias stands before the indices, for two limits of
+// onnxruntime-training 1.19.2: its gradient builder finds the gradients of a custom op's first three
+// inputs only, and its shape inference dereferences the null type of an input that is left out.
+constexpr Port INPUTS[] = {{"x", F32}, {"values", F32}, {"indices", I32}};
+constexpr Port INPUTS_WITH_BIAS[] = {{"x", F32}, {"values", F32}, {"bias", F32}, {"indices", I32}};
+constexpr Port OUTPUTS[] = {{"y", F32}};
+
+struct SparseConv {
+    static constexpr const char* name = "SparseConv";
+    static constexpr const auto& inputs = INPUTS;
+    static constexpr const auto& outputs = OUTPUTS;
+
+    explicit SparseConv(const Attributes& a) : conv(a) {}
+    void compute(Context& context) { forward(context, cache, conv.geometry(context.input(0)), false); }
+
+    static void infer(ShapeContext& s) {
+        const auto x = s.input(0, 5);
+        const auto k = s.attribute("out_channels"), kh = s.attribute("kernel_h"), kw = s.attribute("kernel_w");
+        const auto stride = s.attribute("stride"), pad = s.attribute("pad");
+        const auto in = s.attribute("in_halo"), out = s.attribute("out_halo");
+        if (!x || !k || !kh || !kw || !stride || !pad || !in || !out || *stride < 1) return;
+        s.set(0, {(*x)[0], known(*k), window_dim((*x)[2], *in, *kh, *stride, *pad, *out),
+                  window_dim((*x)[3], *in, *kw, *stride, *pad, *out), known(LANES)});
+    }
+
+    ConvAttributes conv;
+    PlanCache cache;
+};
+
+struct SparseConvBias : SparseConv {
+    static constexpr const char* name = "SparseConvBias";
+    static constexpr const auto& inputs = INPUTS_WITH_BIAS;
+
+    using SparseConv::SparseConv;
+    void compute(Context& context) { forward(context, cache, conv.geometry(context.input(0)), true); }
+};
+
+// Only the first output: see ShapeContext::set.
+void infer_gradients(ShapeContext& s) {
+    const auto x = s.input(1, 5);
+    if (x) s.set(0, *x);
+}
+
+constexpr Port GRADIENT_INPUTS[] = {{"dy", F32}, {"x", F32}, {"values", F32}, {"indices", I32}};
+constexpr Port GRADIENT_OUTPUTS[] = {{"dx", F32, true}, {"dvalues", F32, true}, {"dbias", F32, true}};
+
+struct SparseConvGrad {
+    static constexpr const char* name = "SparseConvGrad";
+    static constexpr const auto& inputs = GRADIENT_INPUTS;
+    static constexpr const auto& outputs = GRADIENT_OUTPUTS;
+
+    explicit SparseConvGrad(const Attributes& a) : conv(a) {}
+    void compute(Context& context) { backward(context, cache, conv.geometry(context.input(1))); }
+    static void infer(ShapeContext& s) { infer_gradients(s); }
+
+    ConvAttributes conv;
+    PlanCache cache;
+};
+
+struct SparseGemm {
+    static constexpr const char* name = "SparseGemm";
+    static constexpr const auto& inputs = INPUTS;
+    static constexpr const auto& outputs = OUTPUTS;
+
+    explicit SparseGemm(const Attributes& a) : out_features(a.integer("out_features", 1)) {}
+    void compute(Context& context) { forward(context, cache, gemm_geometry(context.input(0), out_features), false); }
+
+    static void infer(ShapeContext& s) {
+        const auto x = s.input(0, 5);
+        const auto m = s.attribute("out_features");
+        if (x && m) s.set(0, vector_dims((*x)[0], known(*m)));
+    }
+
+    int64_t out_features;
+    PlanCache cache;
+};
+
+struct SparseGemmBias : SparseGemm {
+    static constexpr const char* name = "SparseGemmBias";
+    static constexpr const auto& inputs = INPUTS_WITH_BIAS;
+
+    using SparseGemm::SparseGemm;
+    void compute(Context& context) { forward(context, cache, gemm_geometry(context.input(0), out_features), true); }
+};
+
+struct SparseGemmGrad {
+    static constexpr const char* name = "SparseGemmGrad";
+    static constexpr const auto& inputs = GRADIENT_INPUTS;
+    static constexpr const auto& outputs = GRADIENT_OUTPUTS;
+
+    explicit SparseGemmGrad(const Attributes& a) : out_features(a.integer("out_features", 1)) {}
+    void compute(Context& context) { backward(context, cache, gemm_geometry(context.input(1), out_features)); }
+    static void infer(ShapeContext& s) { infer_gradients(s); }
+
+    int64_t out_features;
+    PlanCache cache;
+};
+
+}  // namespace
+
+std::vector<const OrtCustomOp*> sparse_ops() {
+    return {custom_op<SparseConv>(), custom_op<SparseConvBias>(), custom_op<SparseConvGrad>(),
+            custom_op<SparseGemm>(), custom_op<SparseGemmBias>(), custom_op<SparseGemmGrad>()};
+}
+
+}  // namespace sparsefleet

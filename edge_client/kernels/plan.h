@@ -1,0 +1,85 @@
+// What a sparse op derives from its indices, once per mask: the order in which the stored weights
+// are visited, where each finds its input, and how the pixels are cut into tiles.
+//
+// A fully connected layer is a 1x1 convolution over a map of one pixel, so there is one plan for both.
+#pragma once
+
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "kernels.h"
+#include "op.h"
+
+namespace sparsefleet {
+
+// Plain int64 fields, so that two of them compare with memcmp.
+struct ConvGeometry {
+    Blocked x;
+    Blocked y;
+    int64_t kernel_h, kernel_w, stride, pad;
+    int64_t wants_dx;  // gradient only: whether the transposed matrix is needed
+};
+
+// The owner of the arrays that a SparseRows borrows.
+struct SparseMatrix {
+    int64_t rows = 0;
+    int64_t col_blocks = 1;
+    std::vector<int32_t> begin;
+    std::vector<int32_t> offset;
+
+    SparseRows view() const { return {rows, col_blocks, begin.data(), offset.data()}; }
+};
+
+// One call of spmm or sddmm, less its buffers. Bases are offsets of the pixel (0, 0, 0).
+struct Pass {
+    SparseMatrix matrix;
+    Tiling tiling;
+    Triple source_stride, target_stride;  // source: what offsets point into; target: y, or dy for sddmm
+    int64_t source_base = 0, target_base = 0;
+    int64_t target_row = 0;      // floats from one row of the matrix to the next in the target
+    std::vector<int32_t> order;  // entry -> position in values; empty if they are the same
+
+    int64_t num_chunks() const { return tiling.extent.outer * tiling.bands * tiling.row_groups; }
+};
+
+struct Plan {
+    ConvGeometry geometry;         // what it was made for
+    std::vector<int32_t> indices;  // an exact copy: comparing it costs 0.1 ns per weight
+    std::vector<Pass> passes;      // forward: one; input gradient: one per parity class of the stride
+    Pass weight_gradient;          // gradient only
+};
+
+// All three throw OpError if the indices are not strictly increasing or out of range; backward_plan
+// also if the halo of dy is too small for the taps that reach beyond its border.
+Plan forward_plan(const ConvGeometry& geometry, const int32_t* indices, int64_t nnz);
+Plan backward_plan(const ConvGeometry& geometry, const int32_t* indices, int64_t nnz);
+
+// The last plan of a kernel instance. get() may be called from several threads; a plan that is in
+// use stays alive when another thread replaces it.
+class PlanCache {
+  public:
+    template <class Build>
+    std::shared_ptr<const Plan> get(const ConvGeometry& geometry, const int32_t* indices, int64_t nnz,
+                                    const Build& build) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (!plan_ || !matches(*plan_, geometry, indices, nnz)) {
+            plan_ = nullptr;  // free the old one first: on a small board both may not fit
+            plan_ = std::make_shared<const Plan>(build(geometry, indices, nnz));
+        }
+        return plan_;
+    }
+
+  private:
+    static bool matches(const Plan& plan, const ConvGeometry& geometry, const int32_t* indices, int64_t nnz) {
+        return std::memcmp(&plan.geometry, &geometry, sizeof geometry) == 0 &&
+               plan.indices.size() == static_cast<size_t>(nnz) &&
+               (nnz == 0 || std::memcmp(plan.indices.data(), indices, plan.indices.size() * sizeof(int32_t)) == 0);
+    }
+
+    std::mutex mutex_;
+    std::shared_ptr<const Plan> plan_;
+};
+
+}  // namespace sparsefleet

@@ -1,0 +1,394 @@
+"""What every op of the domain "sparsefleet" means, in NumPy: naive, clear, float64 inside.
+
+Each function takes the inputs of the op in the order of its schema, its attributes by name, and
+returns the outputs in order. The compiled kernels must agree with it; nothing calls it to train.
+
+Activations are "blocked": float32 [B, C, H + 2h, W + 2h, 16], where example n is lane n % 16 of
+block n // 16 and h is a halo of zeros (see blocked.h for the invariants). Vectors are
+[B, F, 1, 1, 16]. Here every lane counts as an example, so an op on blocked tensors is the op on
+[16 B, C, H, W] between `examples` and `blocked`.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+LANES = 16
+
+Float = NDArray[np.float32]
+Double = NDArray[np.float64]
+Int = NDArray[np.int32]
+Long = NDArray[np.int64]
+Byte = NDArray[np.uint8]
+
+
+# The layout
+
+
+def blocked(x: NDArray[np.floating], halo: int) -> Float:
+    """Turn [N, C, H, W] into blocks of 16 examples, with zeros in padding lanes and halo."""
+    n, c, h, w = x.shape
+    num_blocks = -(-n // LANES)
+    y = np.zeros((num_blocks, c, h + 2 * halo, w + 2 * halo, LANES), np.float32)
+    for example in range(n):
+        y[example // LANES, :, halo : halo + h, halo : halo + w, example % LANES] = x[example]
+    return y
+
+
+def examples(x: Float, halo: int) -> Double:
+    """Turn a blocked tensor into [16 B, C, H, W], padding lanes included, halo cut off."""
+    b, c, h, w, _ = x.shape
+    inner = x[:, :, halo : h - halo, halo : w - halo, :]
+    return inner.transpose(0, 4, 1, 2, 3).reshape(b * LANES, c, h - 2 * halo, w - 2 * halo).astype(np.float64)
+
+
+def pack(x: Float, *, out_halo: int) -> tuple[Float, Long]:
+    """[N, C, H, W] or [N, F] -> (blocked tensor, [N])."""
+    maps = x if x.ndim == 4 else x[:, :, None, None]
+    return blocked(maps, out_halo), np.array([x.shape[0]], np.int64)
+
+
+def unpack(x: Float, count: Long) -> Float:
+    """[B, F, 1, 1, 16] -> [N, F]."""
+    return examples(x, 0)[: count[0], :, 0, 0].astype(np.float32)
+
+
+def unpack_grad(dy: Float) -> Float:
+    """[N, F] -> [B, F, 1, 1, 16]; zero in padding lanes, which is where that invariant begins."""
+    return blocked(dy[:, :, None, None], 0)
+
+
+def flatten(x: Float, *, channels: int, in_halo: int, in_height: int, in_width: int) -> Float:
+    """[B, C, H + 2h, W + 2h, 16] -> [B, C * H * W, 1, 1, 16], in the order c, h, w."""
+    features = channels * in_height * in_width
+    return blocked(examples(x, in_halo).reshape(-1, features, 1, 1), 0)
+
+
+def flatten_grad(dy: Float, *, channels: int, in_halo: int, in_height: int, in_width: int) -> Float:
+    """[B, C * H * W, 1, 1, 16] -> [B, C, H + 2h, W + 2h, 16]."""
+    return blocked(examples(dy, 0).reshape(-1, channels, in_height, in_width), in_halo)
+
+
+# Sparse layers
+
+
+def dense_weight(values: Float, indices: Int, shape: tuple[int, ...]) -> Double:
+    """The weight tensor with zeros where nothing is stored."""
+    weight = np.zeros(int(np.prod(shape)), np.float64)
+    weight[indices] = values
+    return weight.reshape(shape)
+
+
+def padded(x: Double, pad: int) -> Double:
+    """Zeros around height and width."""
+    return np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+
+
+def sparse_conv(
+    x: Float,
+    values: Float,
+    bias: Float | None,
+    indices: Int,
+    *,
+    out_channels: int,
+    kernel_h: int,
+    kernel_w: int,
+    stride: int,
+    pad: int,
+    in_halo: int,
+    out_halo: int,
+) -> Float:
+    """Convolution; a weight's index is ((k * C + c) * kernel_h + r) * kernel_w + s."""
+    source = padded(examples(x, in_halo), pad)
+    n, c, h, w = source.shape
+    weight = dense_weight(values, indices, (out_channels, c, kernel_h, kernel_w))
+    out_h, out_w = (h - kernel_h) // stride + 1, (w - kernel_w) // stride + 1
+    y = np.zeros((n, out_channels, out_h, out_w))
+    for r in range(kernel_h):
+        for s in range(kernel_w):
+            seen = source[:, :, r : r + stride * out_h : stride, s : s + stride * out_w : stride]
+            y += np.einsum("nchw,kc->nkhw", seen[:, :, :out_h, :out_w], weight[:, :, r, s])
+    if bias is not None:
+        y += bias[:, None, None]
+    return blocked(y, out_halo)
+
+
+def sparse_conv_grad(
+    dy: Float,
+    x: Float,
+    values: Float,
+    indices: Int,
+    *,
+    out_channels: int,
+    kernel_h: int,
+    kernel_w: int,
+    stride: int,
+    pad: int,
+    in_halo: int,
+    out_halo: int,
+) -> tuple[Float, Float, Float]:
+    """Return (dx, dvalues, dbias)."""
+    gradient = examples(dy, out_halo)
+    source = padded(examples(x, in_halo), pad)
+    _, _, out_h, out_w = gradient.shape
+    weight = dense_weight(values, indices, (out_channels, source.shape[1], kernel_h, kernel_w))
+    d_source, d_weight = np.zeros_like(source), np.zeros_like(weight)
+    for r in range(kernel_h):
+        for s in range(kernel_w):
+            rows = slice(r, r + stride * (out_h - 1) + 1, stride)
+            columns = slice(s, s + stride * (out_w - 1) + 1, stride)
+            d_source[:, :, rows, columns] += np.einsum("nkhw,kc->nchw", gradient, weight[:, :, r, s])
+            d_weight[:, :, r, s] = np.einsum("nkhw,nchw->kc", gradient, source[:, :, rows, columns])
+    height, width = d_source.shape[2] - pad, d_source.shape[3] - pad
+    dx = blocked(d_source[:, :, pad:height, pad:width], in_halo)
+    d_values = d_weight.reshape(-1)[indices].astype(np.float32)
+    return dx, d_values, gradient.sum(axis=(0, 2, 3)).astype(np.float32)
+
+
+def sparse_gemm(x: Float, values: Float, bias: Float | None, indices: Int, *, out_features: int) -> Float:
+    """Compute x W^T + bias on vectors; a weight's index is m * F + f."""
+    source = examples(x, 0)[:, :, 0, 0]
+    y = source @ dense_weight(values, indices, (out_features, source.shape[1])).T
+    if bias is not None:
+        y += bias
+    return blocked(y[:, :, None, None], 0)
+
+
+def sparse_gemm_grad(
+    dy: Float, x: Float, values: Float, indices: Int, *, out_features: int
+) -> tuple[Float, Float, Float]:
+    """Return (dx, dvalues, dbias)."""
+    gradient, source = examples(dy, 0)[:, :, 0, 0], examples(x, 0)[:, :, 0, 0]
+    dx = gradient @ dense_weight(values, indices, (out_features, source.shape[1]))
+    d_weight = gradient.T @ source
+    d_values = d_weight.reshape(-1)[indices].astype(np.float32)
+    return blocked(dx[:, :, None, None], 0), d_values, gradient.sum(axis=0).astype(np.float32)
+
+
+# Batch normalization
+
+
+def batch_norm(
+    x: Float,
+    scale: Float,
+    bias: Float,
+    running_mean: Float,
+    running_var: Float,
+    count: Long,
+    *,
+    epsilon: float,
+    training: int,
+    in_halo: int,
+    out_halo: int,
+) -> tuple[Float, Float, Float, Float]:
+    """Return (y, mean, var, invstd): training = 1 takes the statistics of the N examples.
+
+    var is unbiased, which is what a running variance averages; invstd comes from the biased one,
+    which is what normalizes. With training = 0 all three come from the running statistics.
+    """
+    maps = examples(x, in_halo)
+    if training:
+        valid = maps[: count[0]]
+        mean, biased = valid.mean(axis=(0, 2, 3)), valid.var(axis=(0, 2, 3))
+        var = valid.var(axis=(0, 2, 3), ddof=1)
+    else:
+        mean = running_mean.astype(np.float64)
+        biased = var = running_var.astype(np.float64)
+    invstd = 1.0 / np.sqrt(biased + epsilon)
+    factor = (scale * invstd)[:, None, None]
+    y = (maps - mean[:, None, None]) * factor + bias[:, None, None]
+    return blocked(y, out_halo), mean.astype(np.float32), var.astype(np.float32), invstd.astype(np.float32)
+
+
+def batch_norm_grad(
+    dy: Float,
+    x: Float,
+    scale: Float,
+    mean: Float,
+    invstd: Float,
+    count: Long,
+    *,
+    epsilon: float,
+    training: int,
+    in_halo: int,
+    out_halo: int,
+) -> tuple[Float, Float, Float]:
+    """Return (dx, dscale, dbias); dx is zero in padding lanes. epsilon is already in invstd."""
+    del epsilon
+    gradient = examples(dy, out_halo)[: count[0]]
+    xhat = (examples(x, in_halo)[: count[0]] - mean[:, None, None]) * invstd[:, None, None].astype(np.float64)
+    d_scale, d_bias = (gradient * xhat).sum(axis=(0, 2, 3)), gradient.sum(axis=(0, 2, 3))
+    through = np.zeros_like(gradient)
+    if training:
+        num_values = gradient.size // gradient.shape[1]
+        through = (d_bias[:, None, None] + xhat * d_scale[:, None, None]) / num_values
+    dx = (scale * invstd)[:, None, None] * (gradient - through)
+    return blocked(dx, in_halo), d_scale.astype(np.float32), d_bias.astype(np.float32)
+
+
+# Pointwise
+
+
+def relu(x: Float) -> Float:
+    """The larger of x and 0; NaN stays NaN."""
+    return np.where(x < 0, np.float32(0), x)
+
+
+def relu_grad(dy: Float, y: Float) -> Float:
+    """The gradient where the output of relu was positive."""
+    return np.where(y <= 0, np.float32(0), dy)
+
+
+def add(a: Float, b: Float) -> Float:
+    """The sum of two tensors of one shape; its gradient is the identity."""
+    return a + b
+
+
+# Pooling. Output size is rounded down; padding is minus infinity (max) or left out (average).
+
+
+def _windows(size: int, kernel: int, stride: int, pad: int) -> list[tuple[int, int]]:
+    """The [begin, end) of every window, which may begin below 0 and end beyond size."""
+    begins = [o * stride - pad for o in range((size + 2 * pad - kernel) // stride + 1)]
+    return [(begin, begin + kernel) for begin in begins]
+
+
+def max_pool(
+    x: Float,
+    *,
+    kernel_h: int,
+    kernel_w: int,
+    stride: int,
+    pad: int,
+    in_halo: int,
+    out_halo: int,
+    in_height: int,
+    in_width: int,
+) -> tuple[Float, Byte]:
+    """Return (y, argmax [B, C, H', W', 16]): r * kernel_w + s of the first maximum, without halo.
+
+    As in torch, a NaN wins over everything that came before it.
+    """
+    maps = examples(x, in_halo)
+    rows = _windows(in_height, kernel_h, stride, pad)
+    columns = _windows(in_width, kernel_w, stride, pad)
+    n, c = maps.shape[:2]
+    y = np.zeros((n, c, len(rows), len(columns)))
+    argmax = np.zeros(y.shape, np.int64)
+    for i, (top, bottom) in enumerate(rows):
+        for j, (left, right) in enumerate(columns):
+            best = np.full((n, c), -np.inf)
+            first = (max(top, 0) - top) * kernel_w + max(left, 0) - left
+            best_at = np.full((n, c), first)
+            for h in range(max(top, 0), min(bottom, in_height)):
+                for w in range(max(left, 0), min(right, in_width)):
+                    value = maps[:, :, h, w]
+                    wins = (value > best) | np.isnan(value)
+                    best = np.where(wins, value, best)
+                    best_at = np.where(wins, (h - top) * kernel_w + w - left, best_at)
+            y[:, :, i, j], argmax[:, :, i, j] = best, best_at
+    return blocked(y, out_halo), blocked(argmax.astype(np.float64), 0).astype(np.uint8)
+
+
+def max_pool_grad(
+    dy: Float,
+    argmax: Byte,
+    *,
+    kernel_h: int,
+    kernel_w: int,
+    stride: int,
+    pad: int,
+    in_halo: int,
+    out_halo: int,
+    in_height: int,
+    in_width: int,
+) -> Float:
+    """Give every gradient to the pixel that was the maximum of its window."""
+    gradient, place = examples(dy, out_halo), examples(argmax.astype(np.float32), 0)
+    n, c = gradient.shape[:2]
+    dx = np.zeros((n, c, in_height, in_width))
+    for i, (top, bottom) in enumerate(_windows(in_height, kernel_h, stride, pad)):
+        for j, (left, right) in enumerate(_windows(in_width, kernel_w, stride, pad)):
+            for h in range(max(top, 0), min(bottom, in_height)):
+                for w in range(max(left, 0), min(right, in_width)):
+                    is_place = place[:, :, i, j] == (h - top) * kernel_w + w - left
+                    dx[:, :, h, w] += np.where(is_place, gradient[:, :, i, j], 0.0)
+    return blocked(dx, in_halo)
+
+
+def average_pool(
+    x: Float,
+    *,
+    kernel_h: int,
+    kernel_w: int,
+    stride: int,
+    pad: int,
+    in_halo: int,
+    out_halo: int,
+    in_height: int,
+    in_width: int,
+    count_include_pad: int,
+) -> Float:
+    """The mean of every window, over its part inside the map or (count_include_pad) over its area."""
+    maps = examples(x, in_halo)
+    rows = _windows(in_height, kernel_h, stride, pad)
+    columns = _windows(in_width, kernel_w, stride, pad)
+    y = np.zeros((*maps.shape[:2], len(rows), len(columns)))
+    for i, (top, bottom) in enumerate(rows):
+        for j, (left, right) in enumerate(columns):
+            seen = maps[:, :, max(top, 0) : min(bottom, in_height), max(left, 0) : min(right, in_width)]
+            area = kernel_h * kernel_w if count_include_pad else seen.shape[2] * seen.shape[3]
+            y[:, :, i, j] = seen.sum(axis=(2, 3)) / area
+    return blocked(y, out_halo)
+
+
+def average_pool_grad(
+    dy: Float,
+    *,
+    kernel_h: int,
+    kernel_w: int,
+    stride: int,
+    pad: int,
+    in_halo: int,
+    out_halo: int,
+    in_height: int,
+    in_width: int,
+    count_include_pad: int,
+) -> Float:
+    """Share every gradient equally among the pixels of its window."""
+    gradient = examples(dy, out_halo)
+    dx = np.zeros((*gradient.shape[:2], in_height, in_width))
+    for i, (top, bottom) in enumerate(_windows(in_height, kernel_h, stride, pad)):
+        for j, (left, right) in enumerate(_windows(in_width, kernel_w, stride, pad)):
+            seen = dx[:, :, max(top, 0) : min(bottom, in_height), max(left, 0) : min(right, in_width)]
+            area = kernel_h * kernel_w if count_include_pad else seen.shape[2] * seen.shape[3]
+            seen += gradient[:, :, i : i + 1, j : j + 1] / area
+    return blocked(dx, in_halo)
+
+
+def global_average_pool(x: Float, *, in_halo: int, in_height: int, in_width: int) -> Float:
+    """The mean of every map: [B, C, 1, 1, 16]."""
+    return blocked(examples(x, in_halo).sum(axis=(2, 3), keepdims=True) / (in_height * in_width), 0)
+
+
+def global_average_pool_grad(dy: Float, *, in_halo: int, in_height: int, in_width: int) -> Float:
+    """Share every gradient equally among the pixels of its map."""
+    share = examples(dy, 0) / (in_height * in_width)
+    return blocked(np.broadcast_to(share, (*share.shape[:2], in_height, in_width)), in_halo)
+
+
+# Loss
+
+
+def softmax_cross_entropy(scores: Float, labels: Long) -> tuple[Float, Float]:
+    """Return (mean loss, a scalar; log of the softmax [N, K])."""
+    shifted = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
+    log_prob = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    loss = -log_prob[np.arange(len(labels)), labels].mean()
+    return np.array(loss, np.float32), log_prob.astype(np.float32)
+
+
+def softmax_cross_entropy_grad(dloss: Float, log_prob: Float, labels: Long) -> Float:
+    """Return dscores [N, K] = dloss / N * (softmax - one-hot)."""
+    gradient = np.exp(log_prob.astype(np.float64))
+    gradient[np.arange(len(labels)), labels] -= 1.0
+    return (gradient * dloss / len(labels)).astype(np.float32)

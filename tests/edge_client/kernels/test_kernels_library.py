@@ -1,0 +1,209 @@
+"""The shared library: instruction sets, registration, shape inference."""
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from edge_client.kernels import library_path
+
+HERE = Path(__file__).parent
+IS_X86 = platform.machine() in ("x86_64", "AMD64")
+SLOWER = ["avx2", "baseline"] if IS_X86 else []  # than what this process has chosen itself
+
+
+def library() -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(library_path()))
+    loaded.sparsefleet_isa.restype = ctypes.c_char_p
+    loaded.sparsefleet_ops_version.restype = ctypes.c_char_p
+    return loaded
+
+
+def cpu_flags() -> set[str]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return set(next(line for line in lines if line.startswith("flags")).split())
+
+
+def test_the_library_says_what_it_is():
+    assert library().sparsefleet_ops_version() == b"0.1.0"
+    assert library().sparsefleet_isa().decode() in ("avx512", "avx2", "baseline", "neon")
+
+
+@pytest.mark.skipif(
+    not Path("/proc/cpuinfo").exists() or not IS_X86, reason="reads the CPU flags of Linux on x86"
+)
+@pytest.mark.skipif("SPARSEFLEET_ISA" in os.environ, reason="an instruction set is forced from outside")
+def test_the_fastest_instruction_set_is_chosen():
+    flags = cpu_flags()
+    expected = "baseline"
+    if {"avx2", "fma"} <= flags:
+        expected = "avx2"
+    if {"avx512f", "avx512vl", "avx512dq", "avx512bw", "fma"} <= flags:
+        expected = "avx512"
+    assert library().sparsefleet_isa().decode() == expected
+
+
+@pytest.mark.parametrize("isa", SLOWER)
+@pytest.mark.skipif("SPARSEFLEET_ISA" in os.environ, reason="this is the child of such a run")
+def test_slower_instruction_sets_agree_with_the_reference_too(isa):
+    """The other files of this folder, in a process with that instruction set forced."""
+    if isa == "avx2" and not {"avx2", "fma"} <= cpu_flags():
+        pytest.skip("this machine has no AVX2")
+    files = [str(path) for path in sorted(HERE.glob("test_kernels_*.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
+    # torch has had its say in this process; importing it again would take longer than the tests.
+    environment = {**os.environ, "SPARSEFLEET_ISA": isa, "SPARSEFLEET_TEST_WITHOUT_TORCH": "1"}
+    child = subprocess.run(
+        command, env=environment, cwd=HERE.parents[2], capture_output=True, text=True, check=False
+    )
+    assert child.returncode == 0, child.stdout + child.stderr
+    assert "passed" in child.stdout
+
+
+@pytest.mark.skipif("SPARSEFLEET_ISA" not in os.environ, reason="only when an instruction set is forced")
+def test_the_forced_instruction_set_is_the_one_that_runs():
+    assert library().sparsefleet_isa().decode() == os.environ["SPARSEFLEET_ISA"]
+
+
+def test_an_instruction_set_that_is_not_available_is_an_error_at_load():
+    script = (
+        "import sys, onnxruntime as ort\n"
+        "options = ort.SessionOptions()\n"
+        "try:\n"
+        "    options.register_custom_ops_library(sys.argv[1])\n"
+        "except Exception as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-c", script, str(library_path())]
+    environment = {**os.environ, "SPARSEFLEET_ISA": "avx1024"}
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "SPARSEFLEET_ISA=avx1024 is not available here; available: " in child.stdout
+
+
+def test_many_sessions_may_register_the_library(run_op):
+    for _ in range(3):
+        np.testing.assert_array_equal(run_op("Relu", np.ones((1, 1, 1, 1, 16), np.float32))[0], 1)
+
+
+# Shape inference, read off the outputs of a session.
+
+
+def inferred(op_type, inputs, num_outputs, **attributes):
+    """Build a node with the given input shapes; return the shapes that the session reports."""
+    element_types = {"count": TensorProto.INT64, "labels": TensorProto.INT64, "indices": TensorProto.INT32}
+    element_types["argmax"] = TensorProto.UINT8
+    outputs = [f"output_{i}" for i in range(num_outputs)]
+    types = [TensorProto.FLOAT] * num_outputs
+    if op_type == "Pack":
+        types[1] = TensorProto.INT64
+    if op_type == "MaxPool":
+        types[1] = TensorProto.UINT8
+    graph = helper.make_graph(
+        [helper.make_node(op_type, list(inputs), outputs, domain="sparsefleet", **attributes)],
+        "one_node",
+        [
+            helper.make_tensor_value_info(name, element_types.get(name, TensorProto.FLOAT), shape)
+            for name, shape in inputs.items()
+            if name
+        ],
+        [helper.make_tensor_value_info(name, kind, None) for name, kind in zip(outputs, types, strict=True)],
+    )
+    opsets = [helper.make_opsetid("", 15), helper.make_opsetid("sparsefleet", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(library_path()))
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [output.shape for output in session.get_outputs()]
+
+
+CONV = {"out_channels": 8, "kernel_h": 3, "kernel_w": 5, "stride": 2, "pad": 1, "in_halo": 1, "out_halo": 2}
+POOL = {"kernel_h": 3, "kernel_w": 2, "stride": 2, "pad": 1, "in_halo": 1, "out_halo": 2}
+POOL |= {"in_height": 9, "in_width": 8}
+NORM = {"epsilon": 1e-5, "training": 1, "in_halo": 1, "out_halo": 2}
+MAP = {"in_halo": 1, "in_height": 9, "in_width": 8}
+X = ["ceil(batch/16)", 3, 11, 10, 16]  # a 9 x 8 map with halo 1
+VECTOR = ["ceil(batch/16)", 6, 1, 1, 16]
+SCALES = {"scale": [3], "bias": [3], "running_mean": [3], "running_var": [3], "count": [1]}
+SPARSE = {"values": ["nnz"], "indices": ["nnz"]}
+UNKNOWN: list[
+    int
+] = []  # How the runtime reports a shape that nobody set. Only outputs that every node has are set.
+
+
+@pytest.mark.parametrize(
+    ("op_type", "inputs", "attributes", "expected"),
+    [
+        ("Pack", {"x": ["batch", 3, 9, 8]}, {"out_halo": 1}, [X, [1]]),
+        ("Pack", {"x": [33, 6]}, {"out_halo": 0}, [[3, 6, 1, 1, 16], [1]]),
+        ("Unpack", {"x": VECTOR, "count": [1]}, {}, [["batch", 6]]),
+        ("Unpack", {"x": ["B", 6, 1, 1, 16], "count": [1]}, {}, [["examples_of_B", 6]]),
+        ("Unpack", {"x": [2, 6, 1, 1, 16], "count": [1]}, {}, [["examples_of_2_blocks", 6]]),
+        ("UnpackGrad", {"dy": ["batch", 6]}, {}, [VECTOR]),
+        # (9 + 2 - 3) / 2 + 1 = 5 rows and (8 + 2 - 5) / 2 + 1 = 3 columns, and a halo of 2
+        (
+            "SparseConv",
+            {"x": X, **SPARSE},
+            CONV,
+            [["ceil(batch/16)", 8, 9, 7, 16]],
+        ),
+        (
+            "SparseConvGrad",
+            {"dy": ["ceil(batch/16)", 8, 9, 7, 16], "x": X, **SPARSE},
+            CONV,
+            [X, UNKNOWN, UNKNOWN],
+        ),
+        (
+            "SparseGemmBias",
+            {"x": VECTOR, "values": ["nnz"], "bias": [5], "indices": ["nnz"]},
+            {"out_features": 5},
+            [["ceil(batch/16)", 5, 1, 1, 16]],
+        ),
+        (
+            "SparseGemmGrad",
+            {"dy": ["ceil(batch/16)", 5, 1, 1, 16], "x": VECTOR, **SPARSE},
+            {"out_features": 5},
+            [VECTOR, UNKNOWN, UNKNOWN],
+        ),
+        ("BatchNorm", {"x": X, **SCALES}, NORM, [["ceil(batch/16)", 3, 13, 12, 16], *[UNKNOWN] * 3]),
+        (
+            "BatchNormGrad",
+            {"dy": ["b", 3, 13, 12, 16], "x": X, "scale": [3], "mean": [3], "invstd": [3], "count": [1]},
+            NORM,
+            [X, UNKNOWN, UNKNOWN],
+        ),
+        ("Relu", {"x": X}, {}, [X]),
+        ("ReluGrad", {"dy": X, "y": X}, {}, [X]),
+        ("Add", {"a": X, "b": X}, {}, [X]),
+        # (9 + 2 - 3) / 2 + 1 = 5 and (8 + 2 - 2) / 2 + 1 = 5
+        ("MaxPool", {"x": X}, POOL, [["ceil(batch/16)", 3, 9, 9, 16], ["ceil(batch/16)", 3, 5, 5, 16]]),
+        ("MaxPoolGrad", {"dy": ["B", 3, 9, 9, 16], "argmax": ["B", 3, 5, 5, 16]}, POOL, [["B", *X[1:]]]),
+        ("AveragePool", {"x": X}, {**POOL, "count_include_pad": 1}, [["ceil(batch/16)", 3, 9, 9, 16]]),
+        ("AveragePoolGrad", {"dy": ["B", 3, 9, 9, 16]}, {**POOL, "count_include_pad": 1}, [["B", *X[1:]]]),
+        ("GlobalAveragePool", {"x": X}, MAP, [["ceil(batch/16)", 3, 1, 1, 16]]),
+        ("GlobalAveragePoolGrad", {"dy": ["B", 3, 1, 1, 16]}, MAP, [["B", *X[1:]]]),
+        ("Flatten", {"x": X}, {**MAP, "channels": 3}, [["ceil(batch/16)", 216, 1, 1, 16]]),
+        ("FlattenGrad", {"dy": ["B", 216, 1, 1, 16]}, {**MAP, "channels": 3}, [["B", *X[1:]]]),
+        ("SoftmaxCrossEntropy", {"scores": ["batch", 10], "labels": ["batch"]}, {}, [[], ["batch", 10]]),
+        (
+            "SoftmaxCrossEntropyGrad",
+            {"dloss": [], "log_prob": ["batch", 10], "labels": ["batch"]},
+            {},
+            [["batch", 10]],
+        ),
+    ],
+)
+def test_shapes_are_inferred_and_unknown_ones_do_no_harm(op_type, inputs, attributes, expected):
+    assert inferred(op_type, inputs, len(expected), **attributes) == expected
+    # Neither sizes without a name nor missing ranks may fail the creation of a session.
+    unnamed = {name: shape and [None] * len(shape) for name, shape in inputs.items()}
+    inferred(op_type, unnamed, len(expected), **attributes)
+    inferred(op_type, dict.fromkeys(inputs), len(expected), **attributes)
+    # Contradictions wait until the node runs.
+    inferred(op_type, {name: [2, 2, 2] for name in inputs}, len(expected), **attributes)

@@ -1,0 +1,145 @@
+"""BatchNorm and its gradient against the reference, torch and hard numbers."""
+
+import numpy as np
+import pytest
+
+from edge_client.kernels import reference
+
+SHAPES = [(1, 3, 5, 4), (7, 2, 3, 3), (16, 4, 8, 8), (33, 3, 1, 1), (33, 5, 6, 7)]
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+class Case:
+    """Activations with garbage in padding lanes, gradients with zeros there."""
+
+    def __init__(self, shape, rng, in_halo=1, out_halo=1, training=1):
+        self.n, self.c, self.h, self.w = shape
+        self.attributes = {
+            "epsilon": 1e-5,
+            "training": training,
+            "in_halo": in_halo,
+            "out_halo": out_halo,
+        }
+        lanes = -(-self.n // 16) * 16
+        self.maps = 3 * normal(rng, lanes, *shape[1:]) + 2
+        self.maps[self.n :] = 1e30  # its square is infinite
+        self.x = reference.blocked(self.maps, in_halo)
+        self.d_maps = normal(rng, *shape)
+        self.dy = reference.blocked(self.d_maps, out_halo)
+        self.scale, self.bias = normal(rng, self.c), normal(rng, self.c)
+        self.mean, self.var = normal(rng, self.c), rng.random(self.c).astype(np.float32)
+        self.count = np.array([self.n])
+
+    def forward_inputs(self):
+        return self.x, self.scale, self.bias, self.mean, self.var, self.count
+
+
+@pytest.mark.parametrize("training", [0, 1])
+@pytest.mark.parametrize(("in_halo", "out_halo"), [(0, 0), (1, 1), (0, 2), (2, 0)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_batch_norm_agrees_with_the_reference_and_torch(
+    shape, in_halo, out_halo, training, run_op, import_torch, rng, assert_halo_is_zero
+):
+    case = Case(shape, rng, in_halo, out_halo, training)
+    outputs = run_op("BatchNorm", *case.forward_inputs(), **case.attributes)
+    expected = reference.batch_norm(*case.forward_inputs(), **case.attributes)
+    assert_halo_is_zero(outputs[0], out_halo)
+    y = reference.examples(outputs[0], out_halo)
+    np.testing.assert_allclose(y[: case.n], reference.examples(expected[0], out_halo)[: case.n], 1e-4, 1e-5)
+    assert np.isfinite(y).all()
+    for a, b in zip(outputs[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+    mean, invstd = outputs[1], outputs[3]
+    gradient_inputs = (case.dy, case.x, case.scale, mean, invstd, case.count)
+    actual = run_op("BatchNormGrad", *gradient_inputs, **case.attributes)
+    for a, b in zip(actual, reference.batch_norm_grad(*gradient_inputs, **case.attributes), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
+    assert_halo_is_zero(actual[0], in_halo)
+    np.testing.assert_array_equal(reference.examples(actual[0], in_halo)[case.n :], 0)
+
+    torch = import_torch()
+    x, scale, bias = (
+        torch.tensor(t, requires_grad=True) for t in (case.maps[: case.n], case.scale, case.bias)
+    )
+    running_mean, running_var = torch.tensor(case.mean), torch.tensor(case.var)
+    ty = torch.nn.functional.batch_norm(
+        x, running_mean, running_var, scale, bias, training=bool(training), momentum=1.0
+    )
+    ty.backward(torch.tensor(case.d_maps))
+    np.testing.assert_allclose(y[: case.n], ty.detach().numpy(), rtol=1e-4, atol=1e-5)
+    # momentum 1 makes the running statistics equal to those of the batch.
+    np.testing.assert_allclose(outputs[1], running_mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(outputs[2], running_var, rtol=1e-4)
+    dx = reference.examples(actual[0], in_halo)[: case.n]
+    np.testing.assert_allclose(dx, x.grad.numpy(), rtol=1e-3, atol=2e-4)
+    np.testing.assert_allclose(actual[1], scale.grad.numpy(), rtol=1e-3, atol=2e-4)
+    np.testing.assert_allclose(actual[2], bias.grad.numpy(), rtol=1e-3, atol=2e-4)
+
+
+def test_a_large_mean_does_not_swallow_the_variance(run_op, rng):
+    """With a mean of 10000 and a deviation of 1, E[x^2] - E[x]^2 in float32 has no digit right."""
+    case = Case((33, 2, 16, 16), rng)
+    maps = (normal(rng, 33, 2, 16, 16) + np.float32(1e4)).astype(np.float32)
+    x = reference.blocked(maps, 1)
+    inputs = (x, *case.forward_inputs()[1:])
+    y, mean, var, invstd = run_op("BatchNorm", *inputs, **case.attributes)
+    exact = maps.astype(np.float64)
+    np.testing.assert_allclose(mean, exact.mean(axis=(0, 2, 3)), rtol=1e-7)
+    np.testing.assert_allclose(var, exact.var(axis=(0, 2, 3), ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(invstd, 1 / np.sqrt(exact.var(axis=(0, 2, 3)) + 1e-5), rtol=1e-5)
+    normalized = (exact - exact.mean(axis=(0, 2, 3), keepdims=True)) / exact.std(
+        axis=(0, 2, 3), keepdims=True
+    )
+    expected = normalized * case.scale[:, None, None] + case.bias[:, None, None]
+    # 5e-4 is half a step of float32 at 10000, the rounding of the mean that normalize subtracts.
+    np.testing.assert_allclose(reference.examples(y, 1)[:33], expected, atol=2e-3)
+
+
+def test_statistics_that_nobody_wants_are_left_out(run_op, rng):
+    case = Case((7, 2, 3, 3), rng)
+    (y,) = run_op("BatchNorm", *case.forward_inputs(), wanted=["y"], **case.attributes)
+    expected = reference.batch_norm(*case.forward_inputs(), **case.attributes)[0]
+    np.testing.assert_allclose(y[..., :7], expected[..., :7], rtol=1e-4, atol=1e-5)
+    inputs = (case.dy, case.x, case.scale, case.mean, case.var, case.count)
+    expected_scale = reference.batch_norm_grad(*inputs, **case.attributes)[1]
+    (d_scale,) = run_op("BatchNormGrad", *inputs, wanted=["dscale"], **case.attributes)
+    np.testing.assert_allclose(d_scale, expected_scale, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("op_type", ["BatchNorm", "BatchNormGrad"])
+def test_results_are_the_same_bits_for_any_number_of_threads(op_type, make_node, rng):
+    case = Case((33, 24, 16, 16), rng)
+    inputs = case.forward_inputs()
+    if op_type == "BatchNormGrad":
+        inputs = (case.dy, case.x, case.scale, case.mean, case.var, case.count)
+    expected = None
+    for threads in (1, 2, 3):
+        outputs = [
+            o.tobytes() for o in make_node(op_type, inputs, threads=threads, **case.attributes)(*inputs)
+        ]
+        expected = expected or outputs
+        assert outputs == expected
+
+
+def test_wrong_inputs_are_errors_and_the_session_survives(make_node, run_op, rng):
+    case = Case((1, 3, 1, 1), rng)
+    node = make_node("BatchNorm", case.forward_inputs(), **case.attributes)
+    with pytest.raises(Exception, match="two values per channel or more, there are 1"):
+        node(*case.forward_inputs())
+    two = (*case.forward_inputs()[:-1], np.array([2]))
+    assert node(*two)[0].shape == case.x.shape
+    with pytest.raises(Exception, match=r"scale has shape \[2\], expected \[3\]"):
+        node(case.x, case.scale[:2], *two[2:])
+    with pytest.raises(Exception, match="count is 17, which does not make 1 blocks"):
+        node(*two[:-1], np.array([17]))
+    inputs = (case.x[:, :, 1:], case.x, case.scale, case.mean, case.var, np.array([2]))
+    with pytest.raises(Exception, match=r"dy has shape .*, expected \[1, 3, 3, 3, 16\]"):
+        run_op("BatchNormGrad", *inputs, **case.attributes)
+    with pytest.raises(Exception, match="attribute training is 2, must be 0 to 1"):
+        run_op("BatchNorm", *case.forward_inputs(), **(case.attributes | {"training": 2}))
+    with pytest.raises(Exception, match="float attribute epsilon is missing"):
+        run_op("BatchNorm", *case.forward_inputs(), training=1, in_halo=1, out_halo=1)
