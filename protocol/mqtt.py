@@ -342,7 +342,7 @@ class MqttTransport:
     # Called by paho's thread. An exception here would end that thread, and the connection with it.
 
     @staticmethod
-    def _on_socket_open(client: Any, userdata: Any, sock: socket.socket) -> None:
+    def _on_socket_open(client: Any, userdata: Any, sock: Any) -> None:
         # Small messages go at once. Nagle's algorithm holds them back until the last one is
         # acknowledged, which costs 40 ms for each step of a round.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -82,7 +82,9 @@ def test_sparse_training_learns_and_stays_sparse(home, tmp_path):
 
 
 def test_a_fixed_mask_travels_once(home, tmp_path):
-    simulate(experiment(home, SHARED, rounds=4, wire=WireConfig("f16", "f16")), clients(home), tmp_path / "run")
+    simulate(
+        experiment(home, SHARED, rounds=4, wire=WireConfig("f16", "f16")), clients(home), tmp_path / "run"
+    )
     rows = read_csv(tmp_path / "run" / "rounds.csv")
     # 6,582 values and 330 others: 13 kB of f16 and 1.3 kB of f32 for each client, and no indices.
     assert all(int(row["upload_bytes"]) < CLIENTS * 16_500 for row in rows[1:])

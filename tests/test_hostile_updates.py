@@ -107,7 +107,17 @@ class FakeClient:
             message = decode(packet.payload)
             if isinstance(message, Task):
                 update = Update(
-                    self.client_id, 1, message.run, message.round_number, message.stage, 10, ref, 0.5, 1, [], 1
+                    self.client_id,
+                    1,
+                    message.run,
+                    message.round_number,
+                    message.stage,
+                    10,
+                    ref,
+                    0.5,
+                    1,
+                    [],
+                    1,
                 )
                 self._transport.publish(self._topics.of(UPDATE, self.client_id), encode(update))
             elif isinstance(message, Want):

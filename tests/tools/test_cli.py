@@ -122,7 +122,15 @@ def test_nothing_to_resume_is_said(experiment, capsys, tmp_path):
 
 
 def test_a_client_without_data_names_the_file_and_the_cure(capsys, tmp_path):
-    arguments = ["client", "--client-id", "a", "--data", str(tmp_path / "none.npz"), "--state", str(tmp_path / "s")]
+    arguments = [
+        "client",
+        "--client-id",
+        "a",
+        "--data",
+        str(tmp_path / "none.npz"),
+        "--state",
+        str(tmp_path / "s"),
+    ]
     said = fails(capsys, *arguments, "--broker", "mqtt://127.0.0.1:1")
     assert "none.npz" in said
     assert "sparsefleet data split" in said
@@ -137,4 +145,6 @@ def test_an_unknown_model_lists_the_known_ones(capsys, tmp_path):
 
 
 def test_a_bad_input_shape_shows_a_good_one(capsys, tmp_path):
-    assert "1,28,28" in fails(capsys, "export", "lenet", "--input-shape", "28x28", "--out", str(tmp_path / "a"))
+    assert "1,28,28" in fails(
+        capsys, "export", "lenet", "--input-shape", "28x28", "--out", str(tmp_path / "a")
+    )

@@ -106,7 +106,7 @@ def torch_fedavg(
             optimizer = torch.optim.SGD(local.parameters(), training.learning_rate, training.momentum)
             x, y = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
             for _ in range(training.local_epochs):
-                for batch in torch.split(torch.randperm(len(y)), training.batch_size):  # type: ignore[no-untyped-call]
+                for batch in torch.split(torch.randperm(len(y)), training.batch_size):
                     optimizer.zero_grad()
                     nn.functional.cross_entropy(local(x[batch]), y[batch]).backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
