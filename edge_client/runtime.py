@@ -292,6 +292,11 @@ class ModuleRuntime:
     def step(self, batch: Batch, temperature: float = 1.0) -> float:
         """See Runtime."""
         layout, slices = self._manifest.layout, self._slices
+        if batch[1].min() < 0 or batch[1].max() >= self._manifest.num_classes:
+            # The training build's loss reads outside its buffer then; our own op refuses.
+            raise ArtifactError(
+                f"the training step failed: a label is not in 0..{self._manifest.num_classes - 1}"
+            )
         for piece in layout.pieces:
             shape = (-1,) if piece.role == PRUNABLE else piece.shape
             self._state.parameters[piece.name] = self.values[slices.parts[piece.name]].reshape(shape)

@@ -74,7 +74,7 @@ class Trainer:
         aggregation has left.
 
         Raises:
-            ArtifactError: the loss is no longer finite.
+            ArtifactError: the loss or a weight is no longer finite.
         """
         runtime, training = self._runtime, self._training
         runtime.bind(model)
@@ -88,15 +88,20 @@ class Trainer:
             losses: list[float] = []
             for batch in batches(self._examples, training.batch_size, self._rng):
                 losses.append(self._check(runtime.step(batch)))
-                np.multiply(weights, training.weight_decay, out=change)
-                change += gradient
-                velocity *= training.momentum
-                velocity += change
-                np.multiply(velocity, training.learning_rate, out=change)
-                weights -= change
-                statistics += share * (batch_statistics - statistics)
+                with np.errstate(over="ignore", invalid="ignore"):  # The next loss tells.
+                    np.multiply(weights, training.weight_decay, out=change)
+                    change += gradient
+                    velocity *= training.momentum
+                    velocity += change
+                    np.multiply(velocity, training.learning_rate, out=change)
+                    weights -= change
+                    statistics += share * (batch_statistics - statistics)
             self.num_steps += len(losses)
             self.loss = float(np.mean(losses))
+        if not np.isfinite(runtime.values).all():
+            raise ArtifactError(
+                "training left weights that are not finite: lower the learning rate, or check the examples"
+            )
         return SparseVector(model.mask, runtime.values.copy())
 
     def _statistic_momentum(self) -> npt.NDArray[np.float32]:

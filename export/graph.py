@@ -76,6 +76,12 @@ def convert(traced: onnx.ModelProto) -> Converted:
         ArtifactError: an operator or one of its settings has no sparsefleet form; the text names it.
     """
     graph = traced.graph
+    for node in graph.node:
+        if node.op_type not in CONVERTERS:
+            raise ArtifactError(
+                f"operator {node.op_type} ({node.name}) cannot be exported; supported are "
+                f"{', '.join(sorted(CONVERTERS))}. Flatten with torch.flatten(x, 1) or nn.Flatten()."
+            )
     shapes = _shapes(graph)
     context = _Context(shapes, _halos(graph, shapes), {t.name: t for t in graph.initializer})
     first = graph.input[0].name
@@ -85,11 +91,6 @@ def convert(traced: onnx.ModelProto) -> Converted:
         )
     )
     for node in graph.node:
-        if node.op_type not in CONVERTERS:
-            raise ArtifactError(
-                f"operator {node.op_type} ({node.name}) cannot be exported; supported are "
-                f"{', '.join(sorted(CONVERTERS))}. Flatten with torch.flatten(x, 1) or nn.Flatten()."
-            )
         CONVERTERS[node.op_type](context, node)
     logits = graph.output[0].name
     context.nodes.append(

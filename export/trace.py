@@ -12,7 +12,7 @@ import warnings
 
 import onnx
 import torch
-from onnx import TensorProto, helper, shape_inference
+from onnx import TensorProto, helper, numpy_helper, shape_inference
 from torch import nn
 
 from protocol.errors import ArtifactError
@@ -29,6 +29,7 @@ def trace(module: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelProto:
     Raises:
         ArtifactError: torch cannot export the module, or its output is not [N, classes].
     """
+    state = module.state_dict()
     module = copy.deepcopy(module).train()
     example = torch.randn(2, *input_shape)
     buffer = io.BytesIO()
@@ -56,6 +57,9 @@ def trace(module: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelProto:
         )
     model = onnx.load_from_string(buffer.getvalue())
     model.ir_version = IR_VERSION
+    for tensor in model.graph.initializer:
+        if tensor.name in state:  # Tracing runs the module, which moves the running statistics.
+            tensor.CopyFrom(numpy_helper.from_array(state[tensor.name].numpy(), tensor.name))
     return shape_inference.infer_shapes(_without_identities(model))
 
 

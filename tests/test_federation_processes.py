@@ -112,13 +112,13 @@ def test_a_killed_client_does_not_stop_the_run_and_rejoins(make):
 @pytest.mark.slow
 def test_an_interrupted_run_resumes_and_ends_in_the_same_bits(make):
     whole = make()
-    whole.write(SPARSE, rounds=6)
+    whole.write(SPARSE, rounds=20)
     whole.start_coordinator("--out", str(whole.out))
     whole.start_clients()
     whole.finish()
 
     cut = make()
-    cut.write(SPARSE, rounds=6)
+    cut.write(SPARSE, rounds=20)
     cut.start_coordinator("--out", str(cut.out))
     cut.start_clients()
     cut.await_event(event="round-closed", round=2)
@@ -130,4 +130,4 @@ def test_an_interrupted_run_resumes_and_ends_in_the_same_bits(make):
     cut.finish()
     assert weights(cut.out) == weights(whole.out)
     numbers = [int(row["round_number"]) for row in read_csv(cut.out / "rounds.csv")]
-    assert numbers == list(range(7))
+    assert numbers == list(range(21))

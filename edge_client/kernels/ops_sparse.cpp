@@ -1,4 +1,6 @@
 // SparseConv and SparseGemm with their gradients: checks, plans, and the order of the passes.
+#include <algorithm>
+
 #include "ops.h"
 #include "plan.h"
 #include "shapes.h"
@@ -55,10 +57,15 @@ void forward(Context& context, PlanCache& cache, const ConvGeometry& g, bool has
 
 void input_gradient(Context& context, const Plan& plan, const float* values, const float* dy, float* dx) {
     zero_halos(context, dx, plan.geometry.x);
-    std::unique_ptr<float[]> ordered(new float[plan.indices.size() + 1]);  // + 1: never of size 0
+    const std::unique_ptr<float[]> ordered(new float[plan.indices.size() + 1]);  // + 1: never of size 0
     for (const Pass& pass : plan.passes) {
         // The values change with every step, so they are put into this pass's order every time.
-        for (size_t i = 0; i < pass.order.size(); i++) ordered[i] = values[pass.order[i]];
+        constexpr int64_t PIECE = 16 * 1024;
+        const int64_t count = static_cast<int64_t>(pass.order.size());
+        context.parallel((count + PIECE - 1) / PIECE, [&](int64_t piece) {
+            const int64_t end = std::min((piece + 1) * PIECE, count);
+            for (int64_t i = piece * PIECE; i < end; i++) ordered[i] = values[pass.order[static_cast<size_t>(i)]];
+        });
         run_spmm(context, pass, ordered.get(), nullptr, dy, dx);
     }
 }

@@ -184,5 +184,7 @@ def test_a_forced_source_that_is_absent_is_an_error_and_never_another_one(
 
 
 def test_an_unknown_preference_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="choose one of auto, rapl, rapl-process, model, none"):
+    with pytest.raises(
+        ConfigError, match="choose one of auto, auto-process, rapl, rapl-process, model, none"
+    ):
         choose("wattmeter", load("rpi5"), tmp_path)

@@ -73,13 +73,18 @@ def test_max_pool_agrees_with_the_reference_and_torch(name, run_op, import_torch
 
 
 def test_max_pool_treats_nan_and_infinity_as_torch_does(run_op, import_torch):
-    torch = import_torch()
     maps = np.full((1, 1, 4, 8), -np.inf, np.float32)
     maps[0, 0, :2, :2] = [[1, np.nan], [2, np.nan]]
     maps[0, 0, :2, 2:4] = [[np.nan, 5], [6, 7]]
     maps[0, 0, :2, 4:6] = [[np.inf, np.inf], [1, 2]]
     attributes = {"kernel_h": 2, "kernel_w": 2, "stride": 2, "pad": 0, "in_halo": 0, "out_halo": 0}
-    y, argmax = run_op("MaxPool", reference.blocked(maps, 0), in_height=4, in_width=8, **attributes)
+    attributes |= {"in_height": 4, "in_width": 8}
+    x = reference.blocked(maps, 0)
+    y, argmax = run_op("MaxPool", x, **attributes)
+    for actual, expected in zip((y, argmax), reference.max_pool(x, **attributes), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+    torch = import_torch()
     ty, index = torch.nn.functional.max_pool2d(torch.tensor(maps), 2, 2, return_indices=True)
     np.testing.assert_array_equal(y[0, :, :, :, 0], ty[0].numpy())
     # torch counts pixels of the map, we count pixels of the window.

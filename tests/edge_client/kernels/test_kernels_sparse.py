@@ -176,11 +176,14 @@ def test_a_new_mask_or_shape_replaces_the_plan(make_node, rng):
     backward = make_node("SparseConvGrad", (case.dy, case.x, case.values, case.indices), **case.attributes)
     size = int(np.prod(case.shape))
     moved = np.sort(rng.choice(size, len(case.indices), replace=False)).astype(np.int32)
-    for indices in (case.indices, moved, a_mask(rng, size, 0.5), case.indices[:0], case.indices):
-        values = normal(rng, len(indices))
-        for x, dy in ((case.x, case.dy), (case.x[:, :, :, :-2], case.dy[:, :, :, :-2])):
-            x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
-            x[:, :, :, -1], dy[:, :, :, -1] = 0, 0  # the halo on the right
+    masks = (case.indices, moved, a_mask(rng, size, 0.5), case.indices[:0], case.indices)
+    narrow = [np.ascontiguousarray(t[:, :, :, :-2]) for t in (case.x, case.dy)]
+    for t in narrow:
+        t[:, :, :, -1] = 0  # the halo on the right
+    # Masks change within a shape: `moved` differs from the plan before it in nothing but its indices.
+    for x, dy in ((case.x, case.dy), narrow):
+        for indices in masks:
+            values = normal(rng, len(indices))
             inputs = (x, values, None, indices)
             close(forward(*inputs)[0], reference.sparse_conv(*inputs, **case.attributes))
             expected = reference.sparse_conv_grad(dy, x, values, indices, **case.attributes)

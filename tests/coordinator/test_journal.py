@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from coordinator import journal
+from coordinator.journal import CHECKPOINT, Checkpoint, restore, save
+from protocol.errors import ConfigError
+from protocol.method import Global
+from protocol.sparse import Mask, SparseVector
+
+
+def checkpoint(next_round: int = 4) -> Checkpoint:
+    mask = Mask(np.array([1, 5, 6], np.int32), 8)
+    weights = SparseVector(mask, np.array([0.5, -1.0, 3e-8], np.float32)).dense()
+    return Checkpoint("run-1", "ab" * 32, next_round, Global(weights, mask), 12.5)
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
+    save(tmp_path, checkpoint())
+    found = restore(tmp_path, "ab" * 32)
+    assert (found.run, found.next_round, found.duration_s) == ("run-1", 4, 12.5)
+    assert found.current.weights.tobytes() == checkpoint().current.weights.tobytes()
+    assert found.current.mask.same(checkpoint().current.mask)
+
+
+def test_every_truncation_is_an_error_that_the_user_understands(tmp_path):
+    save(tmp_path, checkpoint())
+    whole = (tmp_path / CHECKPOINT).read_bytes()
+    for end in range(len(whole)):
+        (tmp_path / CHECKPOINT).write_bytes(whole[:end])
+        with pytest.raises(ConfigError):
+            restore(tmp_path, "ab" * 32)
+
+
+def test_another_artifact_or_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="nothing can be resumed"):
+        restore(tmp_path, "ab" * 32)
+    save(tmp_path, checkpoint())
+    with pytest.raises(ConfigError, match="another artifact"):
+        restore(tmp_path, "cd" * 32)
+
+
+def test_a_crash_before_the_rename_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    save(tmp_path, checkpoint(4))
+
+    def power_cut(*_: object) -> None:
+        raise OSError("power cut")
+
+    monkeypatch.setattr(journal.os, "replace", power_cut)
+    with pytest.raises(OSError, match="power cut"):
+        save(tmp_path, checkpoint(5))
+    monkeypatch.undo()
+    assert os.replace is journal.os.replace
+    assert restore(tmp_path, "ab" * 32).next_round == 4

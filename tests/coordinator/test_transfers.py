@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from coordinator.transfers import GATHER_S, Downlink, Uplink
+from protocol.blobs import RESEND_S, Assembly, BlobStore, pack_chunk, ref_of
+from protocol.errors import DigestMismatch, LimitExceeded
+from protocol.messages import BlobRef, Want, decode
+from protocol.topics import BLOB_DOWN, FETCH, Topics
+from protocol.transport import LoopbackHub
+
+TOPICS = Topics("fleet")
+BODY = np.random.default_rng(0).bytes(300_000)  # Three chunks.
+REF = ref_of(BODY)
+TOPIC = TOPICS.of(BLOB_DOWN, digest=REF.digest)
+
+
+def test_one_publication_serves_a_cohort_that_asks_at_once():
+    hub = LoopbackHub()
+    down = Downlink(hub.connect("coordinator"), TOPICS)
+    assert down.offer(BODY) == REF
+    receivers = [(hub.connect(f"client-{n}"), Assembly(REF, 1 << 20)) for n in range(5)]
+    for n, (transport, assembly) in enumerate(receivers):
+        transport.subscribe(TOPIC)
+        wanted = assembly.wanted(0.0)
+        assert wanted is not None
+        down.want(Want(REF.digest, wanted), now_s=0.005 * n)
+        down.tick(0.005 * n)
+    down.tick(GATHER_S + 0.001)
+    down.tick(GATHER_S + 0.3)
+    for transport, assembly in receivers:
+        num_packets = 0
+        while (packet := transport.receive(0)) is not None:
+            num_packets += 1
+            assembly.add(packet.payload)
+        assert num_packets == 3
+        assert bytes(assembly.bytes()) == BODY
+
+
+def test_whoever_asks_after_the_publication_gets_its_repetition():
+    hub = LoopbackHub()
+    down = Downlink(hub.connect("coordinator"), TOPICS)
+    down.offer(BODY)
+    down.want(Want(REF.digest, [0]), 0.0)
+    down.tick(0.1)
+    late = hub.connect("late")
+    late.subscribe(TOPIC)
+    down.want(Want(REF.digest, [0]), 0.2)
+    down.tick(0.3)
+    assert late.receive(0) is None
+    down.tick(0.1 + RESEND_S + 0.01)
+    assert late.receive(0) is not None
+
+
+def test_what_was_withdrawn_is_not_published():
+    hub = LoopbackHub()
+    down, client = Downlink(hub.connect("coordinator"), TOPICS), hub.connect("client")
+    client.subscribe(TOPIC)
+    down.offer(BODY)
+    down.want(Want(REF.digest, [0, 1, 99]), 0.0)
+    down.withdraw([REF.digest])
+    down.want(Want(REF.digest, [0]), 0.0)
+    down.tick(1.0)
+    assert client.receive(0) is None
+
+
+def uplink(max_bytes: int = 1 << 20) -> tuple[Uplink, LoopbackHub]:
+    hub = LoopbackHub()
+    return Uplink(hub.connect("coordinator"), TOPICS, max_bytes), hub
+
+
+def test_a_body_is_asked_for_and_put_together():
+    up, hub = uplink()
+    client = hub.connect("a")
+    client.subscribe(TOPICS.of(FETCH, "a"))
+    up.begin("a", REF)
+    up.tick(0.0)
+    packet = client.receive(0)
+    assert packet is not None
+    want = decode(packet.payload)
+    assert isinstance(want, Want)
+    assert want.chunks == [0, 1, 2]
+    store = BlobStore(1 << 20)
+    store.put(BODY)
+    found = [up.chunk("a", REF.digest, store.chunk(REF.digest, i) or b"") for i in want.chunks]
+    assert found == [None, None, BODY]
+    assert (
+        up.chunk("a", REF.digest, store.chunk(REF.digest, 0) or b"") is None
+    )  # Nothing is awaited any more.
+
+
+def test_a_body_beyond_the_limit_is_refused_when_it_is_announced():
+    up, _ = uplink(max_bytes=1000)
+    with pytest.raises(LimitExceeded):
+        up.begin("a", REF)
+
+
+def test_other_bytes_than_announced_are_an_error():
+    up, _ = uplink()
+    up.begin("a", BlobRef("ab" * 32, 5))
+    with pytest.raises(DigestMismatch):
+        up.chunk("a", "ab" * 32, pack_chunk(0, b"12345"))

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import builtins
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from edge_client.kernels import library_path
+from edge_client.runtime import MODULE, PORTABLE, Runtime, open_runtime
+from export import parity
+from export.models import DEFAULT_INPUT_SHAPE, builder
+from protocol import artifact as artifacts
+from protocol.errors import ArtifactError, RuntimeMissing
+from protocol.layout import PRUNABLE, STATISTIC
+from protocol.sparse import Mask, SparseVector
+
+KINDS = [PORTABLE]
+if importlib.util.find_spec("onnxruntime.training") is not None:
+    KINDS.append(MODULE)
+
+
+class Case:
+    """An artifact with a runtime, its module and its initial weights."""
+
+    def __init__(self, folder, kind: str) -> None:
+        self.manifest = artifacts.read(folder)
+        self.layout = self.manifest.layout
+        self.flat = artifacts.weights((folder / artifacts.INITIAL).read_bytes(), self.layout)
+        self.runtime: Runtime = open_runtime(kind, self.manifest, folder, library_path(), threads=1)
+        torch.manual_seed(0)
+        self.module = builder(self.manifest.model)(DEFAULT_INPUT_SHAPE[self.manifest.model], 10)
+
+    def batch(self, size: int, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((size, *self.manifest.input_shape)).astype(np.float32)
+        return x, (np.arange(size) % 10).astype(np.int64)
+
+    def ours(self, mask: Mask, batch) -> dict[str, np.ndarray]:
+        """One step, by the names of the step graph."""
+        self.runtime.bind(SparseVector.of(self.flat, mask))
+        found = {"loss": np.asarray(self.runtime.step(batch))}
+        for piece in self.layout.pieces:
+            begin, end = np.searchsorted(mask.indices, [piece.offset, piece.end])
+            suffix = "batch" if piece.role == STATISTIC else "gradient"
+            found[f"{piece.name}.{suffix}"] = self.runtime.gradient[begin:end]
+        return found
+
+    def agrees_with_torch(self, mask: Mask, batch) -> None:
+        """To 1e-4, on PyTorch's own side of each ReLU: these networks are small enough."""
+        expected = torch_step(self, mask, batch)
+        for difference in parity.differences(self.ours(mask, batch), expected):
+            assert difference.relative < 1e-4, difference
+
+
+def torch_step(case: Case, mask: Mask, batch):
+    class AsItIs(parity._SameSide):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    original, parity._SameSide = parity._SameSide, AsItIs
+    try:
+        return parity.torch_step(case.module, case.layout, case.flat, mask, batch, [])
+    finally:
+        parity._SameSide = original
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("model", "size"), [("lenet", 1), ("lenet", 7), ("cnn", 7), ("cnn", 33)])
+@pytest.mark.parametrize("density", [1.0, 0.5, 0.1, 0.02])
+def test_loss_and_gradients_are_those_of_pytorch(kind, model, size, density, artifact):
+    case = Case(artifact(model), kind)
+    mask = parity.random_mask(case.layout, density, np.random.default_rng(1))
+    case.agrees_with_torch(mask, case.batch(size))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_mask_needs_no_new_runtime(kind, artifact):
+    case = Case(artifact("lenet"), kind)
+    rng = np.random.default_rng(2)
+    for density in (0.1, 1.0, 0.3, 0.1):
+        case.agrees_with_torch(parity.random_mask(case.layout, density, rng), case.batch(5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_may_lose_all_its_weights(kind, artifact):
+    case = Case(artifact("lenet"), kind)
+    second = [p for p in case.layout.of_role(PRUNABLE)][1]
+    kept = np.setdiff1d(np.arange(case.layout.num_prunable), np.arange(second.offset, second.end))
+    case.agrees_with_torch(Mask.of_model(kept, case.layout), case.batch(5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_changed_in_place(kind, artifact):
+    case = Case(artifact("lenet"), kind)
+    case.runtime.bind(SparseVector.of(case.flat, Mask.full(case.layout.size)))
+    batch = case.batch(5)
+    before = case.runtime.step(batch)
+    case.runtime.values -= 0.1 * case.runtime.gradient
+    assert case.runtime.step(batch) < before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_label_out_of_range_is_an_error_and_the_runtime_goes_on(kind, artifact):
+    case = Case(artifact("lenet"), kind)
+    case.runtime.bind(SparseVector.of(case.flat, Mask.full(case.layout.size)))
+    x, y = case.batch(5)
+    before = case.runtime.step((x, y))
+    with pytest.raises(ArtifactError, match="training step failed"):
+        case.runtime.step((x, y + 10))
+    assert case.runtime.step((x, y)) == before
+
+
+def test_the_temperature_divides_the_logits(artifact):
+    case = Case(artifact("lenet"), PORTABLE)
+    case.runtime.bind(SparseVector.of(case.flat, Mask.full(case.layout.size)))
+    x, y = case.batch(5)
+    logits = case.module(torch.from_numpy(x)) / 200
+    expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y)).item()
+    assert case.runtime.step((x, y), temperature=200.0) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_module_runtime_is_never_replaced_by_another(artifact, monkeypatch):
+    real = builtins.__import__
+
+    def without_training(name, *args, **kwargs):
+        if name.startswith("onnxruntime.training"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_training)
+    with pytest.raises(RuntimeMissing, match="needs onnxruntime-training-cpu"):
+        Case(artifact("lenet"), MODULE)
+
+
+def test_a_mask_that_lacks_what_is_never_pruned_is_refused(artifact):
+    case = Case(artifact("lenet"), PORTABLE)
+    mask = Mask(np.arange(case.layout.size - 1, dtype=np.int32), case.layout.size)
+    with pytest.raises(ArtifactError, match="never pruned"):
+        case.runtime.bind(SparseVector.of(case.flat, mask))

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edge_client.kernels import library_path
+from edge_client.runtime import PORTABLE, open_runtime
+from edge_client.session import Trainer, generator
+from export import parity
+from export.models import builder
+from protocol import artifact as artifacts
+from protocol.examples import Examples, batches
+from protocol.layout import STATISTIC
+from protocol.messages import Training
+from protocol.sparse import Mask, SparseVector
+
+TRAINING = Training(local_epochs=2, batch_size=16, learning_rate=0.02, momentum=0.9, weight_decay=1e-3)
+
+
+@pytest.fixture
+def examples() -> Examples:
+    rng = np.random.default_rng(0)
+    return Examples(rng.standard_normal((160, 1, 8, 8)).astype(np.float32), rng.integers(0, 10, 160))
+
+
+def trainer(folder, examples: Examples, training: Training = TRAINING, seed: int = 0):
+    manifest = artifacts.read(folder)
+    runtime = open_runtime(PORTABLE, manifest, folder, library_path(), threads=1)
+    made = Trainer(manifest, runtime, examples, training, generator(seed, "a", 1))
+    flat = artifacts.weights((folder / artifacts.INITIAL).read_bytes(), manifest.layout)
+    return made, manifest.layout, flat
+
+
+def test_twenty_steps_follow_masked_pytorch(artifact, examples):
+    """torch.optim.SGD with weights and gradients multiplied by the mask, batch norm included."""
+    made, layout, flat = trainer(artifact("cnn"), examples)
+    mask = parity.random_mask(layout, 0.3, np.random.default_rng(3))
+    ours = made.fit(SparseVector.of(flat, mask)).dense()
+    assert made.num_steps == 20
+
+    module = builder("cnn")((1, 8, 8), 10).train()
+    state, kept = module.state_dict(), layout.views(SparseVector(mask, np.ones(mask.nnz, np.float32)).dense())
+    with torch.no_grad():
+        for name, view in layout.views(SparseVector.of(flat, mask).dense()).items():
+            state[name].copy_(torch.from_numpy(view.copy()))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-3)
+    rng = generator(0, "a", 1)
+    for _ in range(2):
+        for x, y in batches(examples, 16, rng):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(torch.from_numpy(x)), torch.from_numpy(y)).backward()
+            for name, parameter in module.named_parameters():
+                parameter.grad *= torch.from_numpy(kept[name].copy())
+            optimizer.step()
+    theirs = layout.flatten({name: state[name].numpy() for name in layout.by_name})
+    assert np.linalg.norm(ours - theirs) <= 1e-3 * np.linalg.norm(theirs)
+    for piece in layout.pieces:  # A bias is small beside the float32 rounding that twenty steps amplify.
+        a, b = ours[piece.part], theirs[piece.part]
+        assert np.linalg.norm(a - b) <= 1e-2 * np.linalg.norm(b), piece.name
+    outside = np.setdiff1d(np.arange(layout.size), mask.indices)
+    assert not ours[outside].any()
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(artifact, examples):
+    results = []
+    for seed in (0, 0, 1):
+        made, layout, flat = trainer(artifact("cnn"), examples, seed=seed)
+        results.append(made.fit(SparseVector.of(flat, Mask.full(layout.size))).values.tobytes())
+    assert results[0] == results[1]
+    assert results[0] != results[2]
+
+
+def test_a_gradient_says_nothing_about_statistics(artifact, examples):
+    made, layout, flat = trainer(artifact("cnn"), examples)
+    (batch, *_) = made.scoring_batches(2)
+    gradient = made.gradient(SparseVector.of(flat, Mask.full(layout.size)), batch)
+    assert not any(gradient[piece.part].any() for piece in layout.of_role(STATISTIC))
+    assert np.abs(gradient[: layout.num_trainable]).max() > 0
+
+
+def test_scoring_batches_hold_so_many_of_each_class(artifact, examples):
+    made, _, _ = trainer(artifact("cnn"), examples)
+    labels = np.concatenate([y for _, y in made.scoring_batches(3)])
+    assert (np.bincount(labels, minlength=10) == 3).all()
+
+
+def test_a_loss_that_explodes_is_an_error_with_its_cure(artifact, examples):
+    training = Training(local_epochs=5, batch_size=16, learning_rate=100.0, momentum=0.99)
+    huge = Examples(examples.x * np.float32(1e30), examples.y)
+    made, layout, flat = trainer(artifact("cnn"), huge, training)
+    with pytest.raises(Exception, match="learning rate"):
+        made.fit(SparseVector.of(flat, Mask.full(layout.size)))

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from protocol.errors import ConfigError
+from protocol.layout import DENSE, PRUNABLE, Layout
+from protocol.method import TRAIN, Mean
+from protocol.methods import build
+from protocol.methods.fedpai import SCORE, FedPaI
+from protocol.sparse import Mask, SparseVector, top_k
+
+
+class Quadratic:
+    """Local training on the loss 1/2 w' A w with a known Hessian A; the last weight is a bias."""
+
+    def __init__(self, hessian: np.ndarray, num_batches: int = 1) -> None:
+        self.hessian, self.num_batches = hessian, num_batches
+        size = len(hessian)
+        self.layout = Layout.of([("w", (size - 1,), PRUNABLE), ("b", (1,), DENSE)])
+        self.calls = 0
+
+    def scoring_batches(self, per_class: int) -> Sequence[object]:
+        return [None] * self.num_batches
+
+    def gradient(self, model: SparseVector, batch: object, temperature: float = 1.0) -> np.ndarray:
+        self.calls += 1
+        return (self.hessian @ model.dense().astype(np.float64))[model.mask.indices].astype(np.float32)
+
+    def fit(self, model: SparseVector) -> SparseVector:
+        return SparseVector(model.mask, model.values + 1)
+
+
+def a_hessian(size: int, seed: int = 0) -> np.ndarray:
+    root = np.random.default_rng(seed).standard_normal((size, size))
+    return root @ root.T / size
+
+
+def weights(size: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(size).astype(np.float32)
+
+
+@pytest.mark.parametrize("num_batches", [1, 2])
+def test_scores_are_theta_times_hessian_times_gradient(num_batches):
+    local = Quadratic(a_hessian(21), num_batches)
+    theta = weights(21)
+    found = FedPaI(0.5).scores(SparseVector(Mask.full(21), theta), local.scoring_batches(1), local)
+    # The gradient is A w; only prunable weights move, so the Hessian acts on their part alone.
+    gradient = (local.hessian @ theta)[:20]
+    exact = theta[:20] * (local.hessian[:20, :20] @ gradient)
+    exact /= np.sqrt(np.mean(exact**2))
+    # A step of 1e-6 of the weights leaves float32 three or four digits of the difference.
+    np.testing.assert_allclose(found, exact, atol=0.2)
+    assert np.corrcoef(found, exact)[0, 1] > 0.99  # The sign decides which weights go.
+    kept, best = set(top_k(found, 5).tolist()), set(top_k(exact, 5).tolist())
+    assert len(kept & best) >= 4
+
+
+def test_a_flat_loss_scores_nothing_instead_of_dividing_by_zero():
+    local = Quadratic(np.zeros((4, 4)))
+    scores = FedPaI(0.5).scores(SparseVector(Mask.full(4), weights(4)), [None], local)
+    np.testing.assert_array_equal(scores, 0.0)
+
+
+def test_shared_masks_come_from_the_mean_score_and_store_what_is_never_pruned():
+    method, layout = FedPaI(0.4), Quadratic(np.eye(6)).layout
+    assert method.first_round == 0
+    assert [method.stage(n) for n in (0, 1, 2)] == [SCORE, TRAIN, TRAIN]
+    assert method.upload_size(SCORE, layout) == (5, 5)
+    initial = weights(6)
+    current = method.begin(layout, initial)
+    following = method.aggregate(SCORE, current, Mean(np.array([0.1, 3.0, -5.0, 2.0, 0.0]), 2), layout)
+    # 5 - round(0.6 * 5) = 2 weights, the largest scores and not the largest magnitudes, and the bias.
+    assert following.mask.indices.tolist() == [1, 3, 5]
+    np.testing.assert_array_equal(following.weights[[1, 3, 5]], initial[[1, 3, 5]])
+    np.testing.assert_array_equal(following.weights[[0, 2, 4]], 0.0)
+    assert [method.weight(SCORE, 10), method.weight(TRAIN, 10)] == [1, 10]
+
+
+def test_a_shared_client_uploads_what_changed_at_the_mask():
+    local = Quadratic(np.eye(6))
+    received = {"weights": SparseVector(Mask.of_model([1, 3], local.layout), np.array([2, 3, 4], np.float32))}
+    uploaded = FedPaI(0.4).client(TRAIN, received, local, {})
+    assert uploaded.mask.same(received["weights"].mask)
+    np.testing.assert_array_equal(uploaded.values, [1, 1, 1])
+
+
+def test_the_papers_example_of_personal_masks():
+    """Masks [1,0], [0,1], [1,0] and weights [2,0], [0,3], [4,0]: mean [2,1]; the top 1 is [2,0]."""
+    layout = Layout.of([("w", (2,), PRUNABLE)])
+    method = FedPaI(0.5, masks="personal")
+    assert method.first_round == 1
+    assert method.weight(TRAIN, 100) == 1
+    mean = np.mean([[2.0, 0.0], [0.0, 3.0], [4.0, 0.0]], axis=0)
+    following = method.aggregate(TRAIN, method.begin(layout, weights(2)), Mean(mean, 3), layout)
+    np.testing.assert_array_equal(following.weights, [2.0, 0.0])
+    assert following.mask.indices.tolist() == [0]
+
+
+def test_a_personal_mask_is_made_once_on_the_initial_weights_and_never_changes():
+    local = Quadratic(a_hessian(21))
+    method, memory = FedPaI(0.25, masks="personal"), {}
+    initial = SparseVector(Mask.full(21), weights(21))
+    assert method.inputs(TRAIN, memory) == ("weights", "initial")
+    received = {"weights": SparseVector(Mask.full(21), weights(21, 9)), "initial": initial}
+    first = method.client(TRAIN, received, local, memory)
+    expected = top_k(method.scores(initial, [None], local), 5)  # 20 - round(0.75 * 20)
+    np.testing.assert_array_equal(memory["mask"], expected)
+    assert method.inputs(TRAIN, memory) == ("weights",)
+    calls, kept = local.calls, memory["mask"].tobytes()
+    second = method.client(TRAIN, {"weights": SparseVector(Mask.full(21), weights(21, 5))}, local, memory)
+    assert local.calls == calls
+    assert memory["mask"].tobytes() == kept
+    for uploaded in (first, second):
+        outside = np.setdiff1d(np.arange(20), expected)
+        np.testing.assert_array_equal(uploaded.dense()[outside], 0.0)
+    # Weights that the server dropped start at zero on the client's mask, and train: 0 + 1.
+    narrow = SparseVector(Mask.of_model([], local.layout), np.array([7.0], np.float32))
+    np.testing.assert_array_equal(
+        method.client(TRAIN, {"weights": narrow}, local, memory).values, [1] * 5 + [8]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("fedpie", {}, "known are fedavg, fedpai"),
+        ("fedpai", {"density": 0.1, "mask": "shared"}, "did you mean 'masks'"),
+        ("fedpai", {"density": 0.0}, "density"),
+        ("fedpai", {"density": 0.1, "masks": "both"}, "masks"),
+        ("fedpai", {}, "density"),
+        ("fedavg", {"density": 0.1}, "has none"),
+    ],
+)
+def test_a_wrong_setting_is_named(name, settings, said):
+    with pytest.raises(ConfigError, match=said):
+        build(name, settings)

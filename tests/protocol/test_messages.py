@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from protocol.errors import LimitExceeded, MalformedMessage
+from protocol.messages import (
+    MAX_MESSAGE_BYTES,
+    BlobRef,
+    Cost,
+    End,
+    Hello,
+    Join,
+    Leave,
+    Message,
+    Phase,
+    Receipt,
+    Refusal,
+    Task,
+    Training,
+    Update,
+    Want,
+    decode,
+    encode,
+)
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+REF = BlobRef("ab" * 32, 1000)
+PHASE = Phase("train", 1.5, 1.25, 3.0, 0.5, "model:cpu-time(rpi5)", 10, 20)
+MESSAGES: dict[str, Message] = {
+    "join": Join("pi-1", 3, 100, "onnxruntime 1.31.1 portable", "neon", "rpi5", "none", {"numpy": "2.0"}),
+    "leave": Leave("pi-1", 3),
+    "task": Task(
+        run="run-1",
+        round_number=2,
+        method="fedpai",
+        settings={"density": 0.1, "masks": "shared", "examples_per_class": 10},
+        stage="train",
+        training=Training(1, 32, 0.05, 0.9, 1e-4),
+        seed=7,
+        deadline_s=60.0,
+        artifact=REF,
+        blobs={"weights": REF},
+        values="f16",
+    ),
+    "want": Want("cd" * 32, [0, 5, 6]),
+    "update": Update("pi-1", 3, "run-1", 2, "train", 100, REF, 0.25, 12, [PHASE], 94_000_000),
+    "refusal": Refusal("pi-1", "run-1", 2, "no data"),
+    "receipt": Receipt("run-1", 2, "ab" * 32, "accepted"),
+    "cost": Cost("pi-1", "run-1", 2, [PHASE]),
+    "end": End("run-1"),
+    "hello": Hello(True, 1),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_each_message_survives_the_wire(name):
+    assert decode(encode(MESSAGES[name])) == MESSAGES[name]
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_golden_bytes_of_version_1_still_decode(name):
+    """Written once. A device in the field goes on sending these."""
+    assert decode((GOLDEN / f"messages_v1_{name}.bin").read_bytes()) == MESSAGES[name]
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_the_format_is_plain_msgpack(name):
+    """Read by another library than the one that writes it."""
+    assert msgpack.unpackb(encode(MESSAGES[name]))["type"] == name
+
+
+def test_a_field_of_a_newer_peer_is_ignored():
+    fields = msgpack.unpackb(encode(MESSAGES["leave"]))
+    assert decode(msgpack.packb({**fields, "mood": "good"})) == MESSAGES["leave"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"client_id": "a/b"},
+        {"client_id": ""},
+        {"client_id": "a\n"},
+        {"client_id": "x" * 65},
+        {"session": -1},
+        {"session": "1"},
+        {"type": "unheard-of"},
+    ],
+)
+def test_a_field_outside_its_schema_is_refused(change):
+    fields = msgpack.unpackb(encode(MESSAGES["leave"]))
+    with pytest.raises(MalformedMessage):
+        decode(msgpack.packb({**fields, **change}))
+
+
+def test_bad_digests_and_long_lists_are_refused():
+    with pytest.raises(MalformedMessage):
+        decode(encode(Want("zz" * 32, [])))
+    with pytest.raises(MalformedMessage):
+        decode(encode(Want("ab" * 32, list(range(2000)))))
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x80", b"\xdc\xff\xff", b"\x93\x01\x02", b"text"])
+def test_noise_is_refused(payload):
+    with pytest.raises(MalformedMessage):
+        decode(payload)
+
+
+def test_every_truncation_is_refused():
+    whole = encode(MESSAGES["update"])
+    for end in range(len(whole)):
+        with pytest.raises(MalformedMessage):
+            decode(whole[:end])
+
+
+def test_a_message_beyond_the_limit_is_not_even_looked_at():
+    with pytest.raises(LimitExceeded):
+        decode(bytes(MAX_MESSAGE_BYTES + 1))
