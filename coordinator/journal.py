@@ -1,12 +1,10 @@
 """What a run must not lose: one checkpoint file, replaced as a whole after each round.
 
-Written to a temporary name, synced, then renamed: whoever reads finds the old state or the new
-one, never half of either. A resumed run continues with the round after the last closed one.
+A resumed run continues with the round after the last closed one.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import msgspec
 import numpy as np
 import zstandard
 
+from protocol.durable import replace_file
 from protocol.errors import ConfigError
 from protocol.method import Global
 from protocol.sparse import Mask
@@ -58,22 +57,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         checkpoint.duration_s,
     )
     data = zstandard.ZstdCompressor(level=1).compress(msgspec.msgpack.encode(stored))
-    replace(folder / CHECKPOINT, data)
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Write a file so that a power cut leaves the old or the new content."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(folder / CHECKPOINT, data)
 
 
 def restore(folder: Path, artifact: str) -> Checkpoint:

@@ -1,14 +1,12 @@
 """What must survive a power cut: the session counter, a method's memory, and fetched artifacts.
 
-Every file is written beside its final name, synced, and renamed, so that a reader finds the old or
-the new content, never half of either. A damaged memory is an error: silently starting anew would
-give the client a second, different personal mask in the same run.
+A damaged memory is an error: silently starting anew would give the client a second, different
+personal mask in the same run.
 """
 
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -17,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.artifact import MANIFEST, Manifest, parse
+from protocol.durable import replace_file
 from protocol.errors import DataError
 
 
@@ -42,7 +41,7 @@ class Spool:
             session = int(path.read_text()) + 1
         except (FileNotFoundError, ValueError):
             session = 1
-        self._replace(path, f"{session}\n".encode())
+        replace_file(path, f"{session}\n".encode())
         return session
 
     def memory(self, run: str) -> dict[str, npt.NDArray[Any]]:
@@ -65,7 +64,7 @@ class Spool:
         if memory:
             buffer = io.BytesIO()
             np.savez(buffer, **memory)  # type: ignore[arg-type]
-            self._replace(self._memory_path(run), buffer.getvalue())
+            replace_file(self._memory_path(run), buffer.getvalue())
 
     def artifact_folder(self, digest: str) -> Path:
         """Where the files of an artifact are kept."""
@@ -80,16 +79,7 @@ class Spool:
         """Keep one file of an artifact."""
         folder = self.artifact_folder(digest)
         folder.mkdir(parents=True, exist_ok=True)
-        self._replace(folder / name, data)
+        replace_file(folder / name, data)
 
     def _memory_path(self, run: str) -> Path:
         return self._folder / f"memory-{run}.npz"
-
-    @staticmethod
-    def _replace(path: Path, data: bytes) -> None:
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)

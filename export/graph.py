@@ -187,13 +187,10 @@ def _window(node: NodeProto) -> tuple[tuple[int, int], int, int]:
 
 def _conv(context: _Context, node: NodeProto) -> None:
     kernel, stride, pad = _window(node)
-    values = context.weight(node, 1, PRUNABLE)
-    bias = context.weight(node, 2, DENSE)
-    context.emit(
-        "SparseConvBias" if bias else "SparseConv",
+    _sparse(
+        context,
+        "SparseConv",
         node,
-        [_blocked(node.input[0]), values, *([bias] if bias else []), values + ".indices"],
-        [_blocked(node.output[0])],
         out_channels=context.shapes[node.output[0]][0],
         kernel_h=kernel[0],
         kernel_w=kernel[1],
@@ -212,15 +209,15 @@ def _gemm(context: _Context, node: NodeProto) -> None:
         or not attributes.get("transB", 0)
     ):
         _refuse(node, "a Gemm that is not torch's Linear")
-    values = context.weight(node, 1, PRUNABLE)
-    bias = context.weight(node, 2, DENSE)
-    context.emit(
-        "SparseGemmBias" if bias else "SparseGemm",
-        node,
-        [_blocked(node.input[0]), values, *([bias] if bias else []), values + ".indices"],
-        [_blocked(node.output[0])],
-        out_features=context.shapes[node.output[0]][0],
-    )
+    _sparse(context, "SparseGemm", node, out_features=context.shapes[node.output[0]][0])
+
+
+def _sparse(context: _Context, op_type: str, node: NodeProto, **attributes: int) -> None:
+    """A layer with a prunable weight; with a bias it is an op of its own."""
+    values, bias = context.weight(node, 1, PRUNABLE), context.weight(node, 2, DENSE)
+    inputs = [_blocked(node.input[0]), values, *([bias] if bias else []), f"{values}.indices"]
+    name = f"{op_type}Bias" if bias else op_type
+    context.emit(name, node, inputs, [_blocked(node.output[0])], **attributes)
 
 
 def _batch_norm(context: _Context, node: NodeProto) -> None:

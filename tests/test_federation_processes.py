@@ -90,6 +90,18 @@ def test_mosquitto_gives_the_same_bits_too(make, mosquitto):
 
 
 @pytest.mark.slow
+def test_clients_train_on_the_training_builds_module_when_asked(make):
+    one = make(2)
+    one.write(SPARSE, rounds=3)
+    one.start_coordinator("--out", str(one.out))
+    one.start_clients("--runtime", "module")
+    one.finish()
+    assert [row["updates"] for row in read_csv(one.out / "rounds.csv")] == ["2"] * 4
+    runtimes = {row["runtime"] for row in read_csv(one.out / "devices.csv")}
+    assert all(runtime.endswith(" module") for runtime in runtimes), runtimes
+
+
+@pytest.mark.slow
 def test_a_killed_client_does_not_stop_the_run_and_rejoins(make):
     one = make(5)
     one.write({"name": "fedavg"}, rounds=12, deadline_s=20)

@@ -191,7 +191,8 @@ def _print(out: Path, seconds: float, summaries: list[dict[str, Any]]) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"energy source: {sparse['energy_source']} ('model' is computed from CPU time, not measured); "
+        "Times and joules are sums over the clients; receive and upload include waiting for each other.\n"
+        f"energy source: {sparse['energy_source']} ('model' is computed from CPU time, not measured)\n"
         f"{seconds:.0f} s in all; report: {out}",
         highlight=False,
     )

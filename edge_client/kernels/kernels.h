@@ -121,7 +121,8 @@ struct Kernels {
     void (*normalize_grad)(const BatchNorm&, const float* dy, const float* x, float mean, float a, float b,
                            float c, float* dx, int64_t channel);
 
-    // argmax has the planes of y without halo: [H, W, 16] each. It holds r * kernel_w + s of the first maximum.
+    // argmax has the planes of y without halo: [H, W, 16] each. It holds r * kernel_w + s of the first
+    // maximum.
     void (*max_pool)(const Pool&, const float* x, float* y, uint8_t* argmax, int64_t plane);
     void (*max_pool_grad)(const Pool&, const float* dy, const uint8_t* argmax, float* dx, int64_t plane);
     void (*average_pool)(const Pool&, const float* x, float* y, int64_t plane);

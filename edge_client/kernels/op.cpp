@@ -71,7 +71,8 @@ float Attributes::real(const char* name) const {
 }
 
 int64_t Tensor::size() const {
-    return std::accumulate(shape.begin(), shape.end(), int64_t{1}, [](int64_t a, int64_t b) { return a * b; });
+    return std::accumulate(shape.begin(), shape.end(), int64_t{1},
+                           [](int64_t a, int64_t b) { return a * b; });
 }
 
 void require_shape(const Tensor& tensor, const Shape& expected) {
@@ -136,7 +137,8 @@ ShapeContext::ShapeContext(OrtShapeInferContext* context, const Port* outputs)
 std::optional<Dims> ShapeContext::input(size_t index, size_t rank) const {
     if (index >= num_inputs_) return std::nullopt;
     OrtTensorTypeAndShapeInfo* info = nullptr;  // borrowed: the inference context releases it
-    if (!succeeded(ort().shape_infer_context_get_input_type_shape(context_, index, &info))) return std::nullopt;
+    if (!succeeded(ort().shape_infer_context_get_input_type_shape(context_, index, &info)))
+        return std::nullopt;
     if (info == nullptr) return std::nullopt;
     const Shape shape = shape_of(info);  // an unknown shape is reported as rank 0
     if (shape.size() != rank) return std::nullopt;

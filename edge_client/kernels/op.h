@@ -122,7 +122,7 @@ class ShapeContext {
 
     std::optional<Dims> input(size_t index, size_t rank) const;  // nullopt: unknown, or another rank
     std::optional<int64_t> attribute(const char* name) const;
-    void set(size_t index, const Dims& dims);                     // does nothing if a Dim is unknown
+    void set(size_t index, const Dims& dims);  // does nothing if a Dim is unknown
 
   private:
     OrtShapeInferContext* context_;
@@ -145,7 +145,9 @@ const OrtCustomOp* custom_op() {
         c.GetInputTypeCount = [](const OrtCustomOp*) { return std::size(Op::inputs); };
         c.GetOutputType = [](const OrtCustomOp*, size_t i) { return static_cast<int>(Op::outputs[i].type); };
         c.GetOutputTypeCount = [](const OrtCustomOp*) { return std::size(Op::outputs); };
-        c.GetInputCharacteristic = [](const OrtCustomOp*, size_t i) { return Op::inputs[i].is_optional ? 1 : 0; };
+        c.GetInputCharacteristic = [](const OrtCustomOp*, size_t i) {
+            return Op::inputs[i].is_optional ? 1 : 0;
+        };
         c.GetOutputCharacteristic = [](const OrtCustomOp*, size_t i) {
             return Op::outputs[i].is_optional ? 1 : 0;
         };

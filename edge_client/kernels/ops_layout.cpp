@@ -34,7 +34,8 @@ struct Pack {
         const Shape& s = x.shape;
         require(s.size() == 4 || s.size() == 2,
                 "x has shape " + to_string(s) + ", expected [N, C, H, W] or [N, F]");
-        for (size_t i = 1; i < s.size(); i++) require(s[i] >= 1, "x has shape " + to_string(s) + ", which is empty");
+        for (size_t i = 1; i < s.size(); i++)
+            require(s[i] >= 1, "x has shape " + to_string(s) + ", which is empty");
         require(s.size() == 4 || out_halo == 0, "out_halo must be 0 for vectors");
         const Blocked g = s.size() == 4 ? make_blocked(num_blocks(s[0]), s[1], s[2], s[3], out_halo)
                                         : make_blocked(num_blocks(s[0]), s[1], 1, 1, 0);
@@ -71,9 +72,8 @@ struct Unpack {
         float* y = context.output(0, {num_examples, g.channels});
         if (y == nullptr) return;
         const Kernels& k = kernels();
-        context.parallel(g.blocks, [&](int64_t block) {
-            k.unpack(x.as<float>(), g.channels, num_examples, y, block);
-        });
+        context.parallel(g.blocks,
+                         [&](int64_t block) { k.unpack(x.as<float>(), g.channels, num_examples, y, block); });
     }
 
     static void infer(ShapeContext& s) {
@@ -112,7 +112,9 @@ struct MapAttributes {
           in_width(a.integer("in_width", 1)) {}
 
     Blocked map(int64_t blocks) const { return make_blocked(blocks, channels, in_height, in_width, in_halo); }
-    Blocked vectors(int64_t blocks) const { return make_blocked(blocks, channels * in_height * in_width, 1, 1, 0); }
+    Blocked vectors(int64_t blocks) const {
+        return make_blocked(blocks, channels * in_height * in_width, 1, 1, 0);
+    }
 };
 
 struct Flatten {
@@ -172,8 +174,8 @@ struct FlattenGrad {
 }  // namespace
 
 std::vector<const OrtCustomOp*> layout_ops() {
-    return {custom_op<Pack>(),    custom_op<Unpack>(),     custom_op<UnpackGrad>(),
-            custom_op<Flatten>(), custom_op<FlattenGrad>()};
+    return {custom_op<Pack>(), custom_op<Unpack>(), custom_op<UnpackGrad>(), custom_op<Flatten>(),
+            custom_op<FlattenGrad>()};
 }
 
 }  // namespace sparsefleet

@@ -49,7 +49,8 @@ struct SoftmaxCrossEntropy {
             const float* score = scores.as<float>() + n * num_classes;
             const double highest = static_cast<double>(*std::max_element(score, score + num_classes));
             double sum = 0.0;
-            for (int64_t c = 0; c < num_classes; c++) sum += std::exp(static_cast<double>(score[c]) - highest);
+            for (int64_t c = 0; c < num_classes; c++)
+                sum += std::exp(static_cast<double>(score[c]) - highest);
             const double log_sum = highest + std::log(sum);
             for (int64_t c = 0; c < num_classes; c++) {
                 log_prob[n * num_classes + c] = static_cast<float>(static_cast<double>(score[c]) - log_sum);

@@ -41,9 +41,11 @@ const float* per_channel(const Tensor& tensor, const BatchNorm& call) {
 
 struct BatchNormOp {
     static constexpr const char* name = "BatchNorm";
-    static constexpr Port inputs[] = {{"x", F32},           {"scale", F32},       {"bias", F32},
-                                      {"running_mean", F32}, {"running_var", F32}, {"count", I64}};
-    static constexpr Port outputs[] = {{"y", F32}, {"mean", F32, true}, {"var", F32, true}, {"invstd", F32, true}};
+    static constexpr Port inputs[] = {{"x", F32},           {"scale", F32},
+                                      {"bias", F32},        {"running_mean", F32},
+                                      {"running_var", F32}, {"count", I64}};
+    static constexpr Port outputs[] = {
+        {"y", F32}, {"mean", F32, true}, {"var", F32, true}, {"invstd", F32, true}};
 
     explicit BatchNormOp(const Attributes& a) : attributes(a) {}
 
@@ -66,7 +68,8 @@ struct BatchNormOp {
         float* invstd_out = context.output(3, {call.x.channels});
         const Kernels& k = kernels();
         context.parallel(call.x.channels, [&](int64_t c) {
-            double mean = static_cast<double>(running_mean[c]), unbiased = static_cast<double>(running_var[c]);
+            double mean = static_cast<double>(running_mean[c]),
+                   unbiased = static_cast<double>(running_var[c]);
             double biased = unbiased;
             if (attributes.is_training) {
                 k.moments(call, x.as<float>(), c, &mean, &biased);
@@ -144,6 +147,8 @@ struct BatchNormGradOp {
 
 }  // namespace
 
-std::vector<const OrtCustomOp*> norm_ops() { return {custom_op<BatchNormOp>(), custom_op<BatchNormGradOp>()}; }
+std::vector<const OrtCustomOp*> norm_ops() {
+    return {custom_op<BatchNormOp>(), custom_op<BatchNormGradOp>()};
+}
 
 }  // namespace sparsefleet

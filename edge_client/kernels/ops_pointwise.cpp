@@ -53,9 +53,8 @@ struct ReluGrad {
         float* dx = context.output(0, dy.shape);
         if (dx == nullptr) return;
         const Kernels& k = kernels();
-        over(context, dy.size(), [&](int64_t begin, int64_t end) {
-            k.relu_grad(dy.as<float>(), y.as<float>(), dx, begin, end);
-        });
+        over(context, dy.size(),
+             [&](int64_t begin, int64_t end) { k.relu_grad(dy.as<float>(), y.as<float>(), dx, begin, end); });
     }
     static void infer(ShapeContext& s) {
         if (const auto y = s.input(1, 5)) s.set(0, *y);
@@ -75,9 +74,8 @@ struct Add {
         float* y = context.output(0, a.shape);
         if (y == nullptr) return;
         const Kernels& k = kernels();
-        over(context, a.size(), [&](int64_t begin, int64_t end) {
-            k.add(a.as<float>(), b.as<float>(), y, begin, end);
-        });
+        over(context, a.size(),
+             [&](int64_t begin, int64_t end) { k.add(a.as<float>(), b.as<float>(), y, begin, end); });
     }
     static void infer(ShapeContext& s) { infer_same(s); }
 };

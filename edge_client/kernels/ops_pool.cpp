@@ -134,7 +134,8 @@ struct AveragePool {
         float* y = context.output(0, shape_of(pool.y));
         if (y == nullptr) return;
         const Kernels& k = kernels();
-        context.parallel(num_planes(pool.y), [&](int64_t plane) { k.average_pool(pool, x.as<float>(), y, plane); });
+        context.parallel(num_planes(pool.y),
+                         [&](int64_t plane) { k.average_pool(pool, x.as<float>(), y, plane); });
     }
     static void infer(ShapeContext& s) { infer_pool(s, 0, true); }
 
@@ -182,8 +183,8 @@ struct GlobalAveragePool {
     void compute(Context& context) {
         const Tensor x = context.input(0);
         const Blocked g = blocked_of(x, attributes.in_halo);
-        require_shape(x, shape_of(make_blocked(g.blocks, g.channels, attributes.in_height, attributes.in_width,
-                                               attributes.in_halo)));
+        require_shape(x, shape_of(make_blocked(g.blocks, g.channels, attributes.in_height,
+                                               attributes.in_width, attributes.in_halo)));
         float* y = context.output(0, {g.blocks, g.channels, 1, 1, LANES});
         if (y == nullptr) return;
         const Kernels& k = kernels();
@@ -205,8 +206,8 @@ struct GlobalAveragePoolGrad {
     void compute(Context& context) {
         const Tensor dy = context.input(0);
         const Blocked vectors = vectors_of(dy);
-        const Blocked g = make_blocked(vectors.blocks, vectors.channels, attributes.in_height, attributes.in_width,
-                                       attributes.in_halo);
+        const Blocked g = make_blocked(vectors.blocks, vectors.channels, attributes.in_height,
+                                       attributes.in_width, attributes.in_halo);
         float* dx = context.output(0, shape_of(g));
         if (dx == nullptr) return;
         const Kernels& k = kernels();

@@ -32,10 +32,18 @@ void zero_halos(Context& context, float* y, const Blocked& g) {
     });
 }
 
-void run_spmm(Context& context, const Pass& pass, const float* values, const float* bias, const float* x, float* y) {
+void run_spmm(Context& context, const Pass& pass, const float* values, const float* bias, const float* x,
+              float* y) {
     const Kernels& k = kernels();
-    const Spmm call{pass.matrix.view(), pass.tiling, values, bias, x + pass.source_base, pass.source_stride,
-                    y + pass.target_base, pass.target_stride, pass.target_row};
+    const Spmm call{pass.matrix.view(),
+                    pass.tiling,
+                    values,
+                    bias,
+                    x + pass.source_base,
+                    pass.source_stride,
+                    y + pass.target_base,
+                    pass.target_stride,
+                    pass.target_row};
     context.parallel(pass.num_chunks(), [&](int64_t chunk) { k.spmm(call, chunk); });
 }
 
@@ -64,7 +72,8 @@ void input_gradient(Context& context, const Plan& plan, const float* values, con
         const int64_t count = static_cast<int64_t>(pass.order.size());
         context.parallel((count + PIECE - 1) / PIECE, [&](int64_t piece) {
             const int64_t end = std::min((piece + 1) * PIECE, count);
-            for (int64_t i = piece * PIECE; i < end; i++) ordered[i] = values[pass.order[static_cast<size_t>(i)]];
+            for (int64_t i = piece * PIECE; i < end; i++)
+                ordered[i] = values[pass.order[static_cast<size_t>(i)]];
         });
         run_spmm(context, pass, ordered.get(), nullptr, dy, dx);
     }
@@ -84,13 +93,20 @@ void backward(Context& context, PlanCache& cache, ConvGeometry g) {
     if (dx != nullptr) input_gradient(context, *plan, w.values, dy.as<float>(), dx);
     if (d_values != nullptr) {
         const Pass& pass = plan->weight_gradient;
-        const Sddmm call{pass.matrix.view(), pass.tiling, x.as<float>() + pass.source_base, pass.source_stride,
-                         dy.as<float>() + pass.target_base, pass.target_stride, pass.target_row, d_values};
+        const Sddmm call{pass.matrix.view(),
+                         pass.tiling,
+                         x.as<float>() + pass.source_base,
+                         pass.source_stride,
+                         dy.as<float>() + pass.target_base,
+                         pass.target_stride,
+                         pass.target_row,
+                         d_values};
         context.parallel(pass.tiling.row_groups, [&](int64_t chunk) { k.sddmm(call, chunk); });
     }
     if (d_bias != nullptr) {
-        context.parallel(g.y.channels,
-                         [&](int64_t channel) { d_bias[channel] = k.channel_sum(dy.as<float>(), g.y, channel); });
+        context.parallel(g.y.channels, [&](int64_t channel) {
+            d_bias[channel] = k.channel_sum(dy.as<float>(), g.y, channel);
+        });
     }
 }
 
@@ -105,13 +121,15 @@ struct ConvAttributes {
           pad(a.integer("pad", 0)),
           in_halo(a.integer("in_halo", 0)),
           out_halo(a.integer("out_halo", 0)) {
-        require(in_halo >= pad, "in_halo is " + std::to_string(in_halo) + ", less than pad " + std::to_string(pad));
+        require(in_halo >= pad,
+                "in_halo is " + std::to_string(in_halo) + ", less than pad " + std::to_string(pad));
     }
 
     ConvGeometry geometry(const Tensor& input) const {
         const Blocked x = blocked_of(input, in_halo);
         const int64_t height = x.height + 2 * pad - kernel_h, width = x.width + 2 * pad - kernel_w;
-        require(height >= 0 && width >= 0, "x has shape " + to_string(input.shape) + ", smaller than the kernel");
+        require(height >= 0 && width >= 0,
+                "x has shape " + to_string(input.shape) + ", smaller than the kernel");
         const Blocked y =
             make_blocked(x.blocks, out_channels, height / stride + 1, width / stride + 1, out_halo);
         return {x, y, kernel_h, kernel_w, stride, pad, 0};
@@ -140,7 +158,8 @@ struct SparseConv {
 
     static void infer(ShapeContext& s) {
         const auto x = s.input(0, 5);
-        const auto k = s.attribute("out_channels"), kh = s.attribute("kernel_h"), kw = s.attribute("kernel_w");
+        const auto k = s.attribute("out_channels"), kh = s.attribute("kernel_h"),
+                   kw = s.attribute("kernel_w");
         const auto stride = s.attribute("stride"), pad = s.attribute("pad");
         const auto in = s.attribute("in_halo"), out = s.attribute("out_halo");
         if (!x || !k || !kh || !kw || !stride || !pad || !in || !out || *stride < 1) return;
@@ -188,7 +207,9 @@ struct SparseGemm {
     static constexpr const auto& outputs = OUTPUTS;
 
     explicit SparseGemm(const Attributes& a) : out_features(a.integer("out_features", 1)) {}
-    void compute(Context& context) { forward(context, cache, gemm_geometry(context.input(0), out_features), false); }
+    void compute(Context& context) {
+        forward(context, cache, gemm_geometry(context.input(0), out_features), false);
+    }
 
     static void infer(ShapeContext& s) {
         const auto x = s.input(0, 5);
@@ -205,7 +226,9 @@ struct SparseGemmBias : SparseGemm {
     static constexpr const auto& inputs = INPUTS_WITH_BIAS;
 
     using SparseGemm::SparseGemm;
-    void compute(Context& context) { forward(context, cache, gemm_geometry(context.input(0), out_features), true); }
+    void compute(Context& context) {
+        forward(context, cache, gemm_geometry(context.input(0), out_features), true);
+    }
 };
 
 struct SparseGemmGrad {
@@ -214,7 +237,9 @@ struct SparseGemmGrad {
     static constexpr const auto& outputs = GRADIENT_OUTPUTS;
 
     explicit SparseGemmGrad(const Attributes& a) : out_features(a.integer("out_features", 1)) {}
-    void compute(Context& context) { backward(context, cache, gemm_geometry(context.input(1), out_features)); }
+    void compute(Context& context) {
+        backward(context, cache, gemm_geometry(context.input(1), out_features));
+    }
     static void infer(ShapeContext& s) { infer_gradients(s); }
 
     int64_t out_features;

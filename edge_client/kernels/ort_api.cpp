@@ -62,8 +62,8 @@ OrtStatus* load_api(const OrtApiBase* base) {
         if (oldest == nullptr) return nullptr;
         auto create_status =
             reinterpret_cast<decltype(Api::create_status)>(*reinterpret_cast<const AnyFunction*>(oldest));
-        const std::string message = std::string("sparsefleet needs onnxruntime 1.17 or newer, this is ") +
-                                    base->GetVersionString();
+        const std::string message =
+            std::string("sparsefleet needs onnxruntime 1.17 or newer, this is ") + base->GetVersionString();
         return create_status(ORT_FAIL_CODE, message.c_str());
     }
     if (!fill(reinterpret_cast<const AnyFunction*>(table))) {

@@ -93,8 +93,8 @@ struct Api {
     OrtStatus* (*kernel_context_get_input_count)(const OrtKernelContext*, size_t* out);
     OrtStatus* (*kernel_context_get_output_count)(const OrtKernelContext*, size_t* out);
     OrtStatus* (*kernel_context_get_input)(const OrtKernelContext*, size_t index, const OrtValue** out);
-    OrtStatus* (*kernel_context_get_output)(OrtKernelContext*, size_t index, const int64_t* dims, size_t count,
-                                            OrtValue** out);
+    OrtStatus* (*kernel_context_get_output)(OrtKernelContext*, size_t index, const int64_t* dims,
+                                            size_t count, OrtValue** out);
     void (*release_status)(OrtStatus*);
     void (*release_tensor_type_and_shape_info)(OrtTensorTypeAndShapeInfo*);
     void (*release_custom_op_domain)(OrtCustomOpDomain*);
@@ -108,8 +108,8 @@ struct Api {
                                                             const OrtTensorTypeAndShapeInfo*);
     OrtStatus* (*set_symbolic_dimensions)(OrtTensorTypeAndShapeInfo*, const char** names, size_t count);
     OrtStatus* (*read_op_attr)(const OrtOpAttr*, int type, void* data, size_t length, size_t* out);
-    OrtStatus* (*kernel_context_parallel_for)(const OrtKernelContext*, void (*fn)(void*, size_t), size_t total,
-                                              size_t num_batch, void* user_data);
+    OrtStatus* (*kernel_context_parallel_for)(const OrtKernelContext*, void (*fn)(void*, size_t),
+                                              size_t total, size_t num_batch, void* user_data);
 };
 
 // Fill the table that ort() returns. Must succeed once before anything else here is called; calling

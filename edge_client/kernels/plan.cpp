@@ -36,9 +36,9 @@ void check_indices(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
         const int64_t index = indices[i];
         const auto what = [&] { return "indices[" + std::to_string(i) + "] = " + std::to_string(index); };
         require(index >= 0 && index < size,
-                index >= 0 && index < size ? ""
-                                           : what() + " is out of range, the weight has " + std::to_string(size) +
-                                                 " elements");
+                index >= 0 && index < size
+                    ? ""
+                    : what() + " is out of range, the weight has " + std::to_string(size) + " elements");
         if (index <= previous) {
             throw OpError(what() + " does not exceed its predecessor " + std::to_string(previous) +
                           ": indices must be strictly increasing");
@@ -153,7 +153,8 @@ void check_halo(int64_t input, int64_t output, int64_t kernel, const ConvGeometr
         const int64_t last = (input - 1 - axis.phase) / g.stride + axis.shift;
         const int64_t needed = std::max(-axis.shift, last - (output - 1));
         require(needed <= g.y.halo, std::string("out_halo is ") + std::to_string(g.y.halo) +
-                                        ", the input gradient needs " + std::to_string(needed) + " in " + name);
+                                        ", the input gradient needs " + std::to_string(needed) + " in " +
+                                        name);
     }
 }
 
@@ -161,11 +162,12 @@ void check_halo(int64_t input, int64_t output, int64_t kernel, const ConvGeometr
 Pass input_gradient_pass(const ConvGeometry& g, const int32_t* indices, int64_t nnz, int64_t phase_h,
                          int64_t phase_w) {
     Pass pass;
-    const Grid grid = {{g.x.blocks, ceil_div(g.x.height - phase_h, g.stride), ceil_div(g.x.width - phase_w, g.stride)},
-                       {g.y.block, g.y.row, LANES},
-                       {g.x.block, g.stride * g.x.row, g.stride * LANES}};
-    const int64_t fitting = lay_out(pass, grid, ceil_div(g.kernel_h, g.stride), ceil_div(g.kernel_w, g.stride),
-                                    kernels().spmm_pixels);
+    const Grid grid = {
+        {g.x.blocks, ceil_div(g.x.height - phase_h, g.stride), ceil_div(g.x.width - phase_w, g.stride)},
+        {g.y.block, g.y.row, LANES},
+        {g.x.block, g.stride * g.x.row, g.stride * LANES}};
+    const int64_t fitting = lay_out(pass, grid, ceil_div(g.kernel_h, g.stride),
+                                    ceil_div(g.kernel_w, g.stride), kernels().spmm_pixels);
     pass.source_base = g.y.origin;
     pass.target_base = g.x.origin + phase_h * g.x.row + phase_w * LANES;
     pass.target_row = g.x.plane;
@@ -173,7 +175,8 @@ Pass input_gradient_pass(const ConvGeometry& g, const int32_t* indices, int64_t 
     std::vector<int32_t> taps;  // positions of this phase's weights, in stored order
     for (int64_t i = 0; i < nnz; i++) {
         const Tap tap = tap_of(g, indices[i]);
-        if (axis_of(tap.r, g.stride, g.pad).phase == phase_h && axis_of(tap.s, g.stride, g.pad).phase == phase_w) {
+        if (axis_of(tap.r, g.stride, g.pad).phase == phase_h &&
+            axis_of(tap.s, g.stride, g.pad).phase == phase_w) {
             taps.push_back(static_cast<int32_t>(i));
         }
     }
@@ -184,7 +187,9 @@ Pass input_gradient_pass(const ConvGeometry& g, const int32_t* indices, int64_t 
     m.begin.assign(static_cast<size_t>(m.rows * m.col_blocks + 1), 0);
     m.offset.resize(taps.size());
     pass.order.resize(taps.size());
-    const auto segment = [&](const Tap& tap) { return static_cast<size_t>(tap.c * m.col_blocks + tap.k / size); };
+    const auto segment = [&](const Tap& tap) {
+        return static_cast<size_t>(tap.c * m.col_blocks + tap.k / size);
+    };
     for (const int32_t i : taps) m.begin[segment(tap_of(g, indices[i])) + 1]++;
     for (size_t s = 1; s < m.begin.size(); s++) m.begin[s] += m.begin[s - 1];
     std::vector<int32_t> next(m.begin.begin(), m.begin.end() - 1);

@@ -75,7 +75,8 @@ class PlanCache {
     static bool matches(const Plan& plan, const ConvGeometry& geometry, const int32_t* indices, int64_t nnz) {
         return std::memcmp(&plan.geometry, &geometry, sizeof geometry) == 0 &&
                plan.indices.size() == static_cast<size_t>(nnz) &&
-               (nnz == 0 || std::memcmp(plan.indices.data(), indices, plan.indices.size() * sizeof(int32_t)) == 0);
+               (nnz == 0 ||
+                std::memcmp(plan.indices.data(), indices, plan.indices.size() * sizeof(int32_t)) == 0);
     }
 
     std::mutex mutex_;

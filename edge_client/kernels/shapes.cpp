@@ -15,11 +15,11 @@ Blocked make_blocked(int64_t blocks, int64_t channels, int64_t height, int64_t w
 
 Blocked blocked_of(const Tensor& tensor, int64_t halo) {
     const Shape& s = tensor.shape;
-    require(s.size() == 5 && s[4] == LANES, std::string(tensor.name) + " has shape " + to_string(s) +
-                                                ", expected [B, C, H, W, 16]");
-    require(s[1] >= 1 && s[2] > 2 * halo && s[3] > 2 * halo,
-            std::string(tensor.name) + " has shape " + to_string(s) + ", too small for a halo of " +
-                std::to_string(halo));
+    require(s.size() == 5 && s[4] == LANES,
+            std::string(tensor.name) + " has shape " + to_string(s) + ", expected [B, C, H, W, 16]");
+    require(s[1] >= 1 && s[2] > 2 * halo && s[3] > 2 * halo, std::string(tensor.name) + " has shape " +
+                                                                 to_string(s) + ", too small for a halo of " +
+                                                                 std::to_string(halo));
     return make_blocked(s[0], s[1], s[2] - 2 * halo, s[3] - 2 * halo, halo);
 }
 
@@ -75,7 +75,8 @@ Dim examples_of(const Dim& blocks) {
     return Dim{-1, "examples_of_" + s};
 }
 
-Dim window_dim(const Dim& input, int64_t in_halo, int64_t kernel, int64_t stride, int64_t pad, int64_t out_halo) {
+Dim window_dim(const Dim& input, int64_t in_halo, int64_t kernel, int64_t stride, int64_t pad,
+               int64_t out_halo) {
     const int64_t room = input.value - 2 * in_halo + 2 * pad - kernel;
     return input.value >= 0 && room >= 0 ? known(room / stride + 1 + 2 * out_halo) : Dim{};
 }

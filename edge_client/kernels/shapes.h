@@ -27,7 +27,8 @@ Dim known(int64_t value);
 Dim blocks_of(const Dim& num_examples);  // batch -> "ceil(batch/16)"
 Dim examples_of(const Dim& blocks);      // and back
 // The map size behind a window op, with halos: the input has in_halo, the output gets out_halo.
-Dim window_dim(const Dim& input, int64_t in_halo, int64_t kernel, int64_t stride, int64_t pad, int64_t out_halo);
+Dim window_dim(const Dim& input, int64_t in_halo, int64_t kernel, int64_t stride, int64_t pad,
+               int64_t out_halo);
 Dim grown(const Dim& dim, int64_t by);
 Dims vector_dims(const Dim& blocks, const Dim& features);
 

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 
-from coordinator import journal
 from coordinator.journal import CHECKPOINT, Checkpoint, restore, save
+from protocol import durable
 from protocol.errors import ConfigError
 from protocol.method import Global
 from protocol.sparse import Mask, SparseVector
@@ -49,9 +47,8 @@ def test_a_crash_before_the_rename_leaves_the_old_checkpoint(tmp_path, monkeypat
     def power_cut(*_: object) -> None:
         raise OSError("power cut")
 
-    monkeypatch.setattr(journal.os, "replace", power_cut)
+    monkeypatch.setattr(durable.os, "replace", power_cut)
     with pytest.raises(OSError, match="power cut"):
         save(tmp_path, checkpoint(5))
     monkeypatch.undo()
-    assert os.replace is journal.os.replace
     assert restore(tmp_path, "ab" * 32).next_round == 4

@@ -99,6 +99,7 @@ def test_top_k_takes_exactly_k_and_the_lowest_positions_among_equals(scores, k):
         (0.02, 50, 1),
         (1.0, 7, 7),
         (0.5, 10, 5),
+        (0.5, 5, 3),  # 5 - round(2.5) = 5 - 2: what is pruned is rounded, to even.
         (0.001, 100, 0),  # 100 - round(99.9)
     ],
 )

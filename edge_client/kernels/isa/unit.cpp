@@ -13,12 +13,14 @@
 #include "../kernels.h"
 
 // T x W for every tile with T <= 8, W <= 16.
-#define EACH_WIDE(F, T) \
-    F(T, 1) F(T, 2) F(T, 3) F(T, 4) F(T, 5) F(T, 6) F(T, 7) F(T, 8) \
-    F(T, 9) F(T, 10) F(T, 11) F(T, 12) F(T, 13) F(T, 14) F(T, 15) F(T, 16)
-#define EACH_TILE(F)                                                                           \
-    EACH_WIDE(F, 1) EACH_WIDE(F, 2) EACH_WIDE(F, 3) EACH_WIDE(F, 4) EACH_WIDE(F, 5) EACH_WIDE(F, 6) \
-    EACH_WIDE(F, 7) EACH_WIDE(F, 8)
+#define EACH_WIDE(F, T)                                                                                 \
+    F(T, 1)                                                                                             \
+    F(T, 2) F(T, 3) F(T, 4) F(T, 5) F(T, 6) F(T, 7) F(T, 8) F(T, 9) F(T, 10) F(T, 11) F(T, 12) F(T, 13) \
+        F(T, 14) F(T, 15) F(T, 16)
+#define EACH_TILE(F)                                                                                \
+    EACH_WIDE(F, 1)                                                                                 \
+    EACH_WIDE(F, 2) EACH_WIDE(F, 3) EACH_WIDE(F, 4) EACH_WIDE(F, 5) EACH_WIDE(F, 6) EACH_WIDE(F, 7) \
+        EACH_WIDE(F, 8)
 
 namespace sparsefleet {
 namespace {
@@ -36,11 +38,30 @@ namespace {
 
 extern const Kernels SPARSEFLEET_TABLE;
 const Kernels SPARSEFLEET_TABLE = {
-    SPARSEFLEET_NAME, SPMM_PIXELS,       SDDMM_PIXELS,   spmm,           sddmm,
-    channel_sum,      zero_halo,         pack,           unpack,         flatten,
-    flatten_grad,     relu,              relu_grad,      add,            moments,
-    normalize,        normalize_sums,    normalize_grad, max_pool,       max_pool_grad,
-    average_pool,     average_pool_grad, global_average, global_average_grad,
+    SPARSEFLEET_NAME,
+    SPMM_PIXELS,
+    SDDMM_PIXELS,
+    spmm,
+    sddmm,
+    channel_sum,
+    zero_halo,
+    pack,
+    unpack,
+    flatten,
+    flatten_grad,
+    relu,
+    relu_grad,
+    add,
+    moments,
+    normalize,
+    normalize_sums,
+    normalize_grad,
+    max_pool,
+    max_pool_grad,
+    average_pool,
+    average_pool_grad,
+    global_average,
+    global_average_grad,
 };
 
 }  // namespace sparsefleet

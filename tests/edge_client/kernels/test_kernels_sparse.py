@@ -1,5 +1,6 @@
 """SparseConv, SparseGemm and their gradients against the reference and against torch."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -189,6 +190,25 @@ def test_a_new_mask_or_shape_replaces_the_plan(make_node, rng):
             expected = reference.sparse_conv_grad(dy, x, values, indices, **case.attributes)
             for a, b in zip(backward(dy, x, values, indices), expected, strict=True):
                 close(a, b)
+
+
+def test_calls_at_the_same_time_with_other_masks_do_not_disturb_each_other(make_node, rng):
+    """The runtime may call one node from several threads; the plan they share is replaced under them.
+
+    A wide layer and one example: making the plan takes longer than using it, so the calls do meet.
+    """
+    dy = reference.unpack_grad(normal(rng, 1, 500))
+    x = reference.unpack_grad(normal(rng, 1, 600))
+    calls = []
+    for _ in range(4):
+        indices = a_mask(rng, 500 * 600, 0.2)
+        calls.append((dy, x, normal(rng, len(indices)), indices))
+    node = make_node("SparseGemmGrad", calls[0], out_features=500)
+    alone = [[output.tobytes() for output in node(*call)] for call in calls]
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        together = list(pool.map(lambda i: node(*calls[i % 4]), range(200)))
+    for i, outputs in enumerate(together):
+        assert [output.tobytes() for output in outputs] == alone[i % 4]
 
 
 def test_an_empty_batch_gives_empty_maps_and_zero_gradients(run_op, rng):
