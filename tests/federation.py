@@ -57,6 +57,8 @@ class Federation:
             command,
             cwd=ROOT,
             env={**os.environ, "SPARSEFLEET_PASSWORD": password},
+            # Where the tests run in the background, children would inherit an ignored Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

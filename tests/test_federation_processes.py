@@ -122,7 +122,8 @@ def test_a_killed_client_does_not_stop_the_run_and_rejoins(make):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_resumes_and_ends_in_the_same_bits(make):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_resumes_and_ends_in_the_same_bits(make, how):
     whole = make()
     whole.write(SPARSE, rounds=20)
     whole.start_coordinator("--out", str(whole.out))
@@ -134,7 +135,7 @@ def test_an_interrupted_run_resumes_and_ends_in_the_same_bits(make):
     cut.start_coordinator("--out", str(cut.out))
     cut.start_clients()
     cut.await_event(event="round-closed", round=2)
-    cut.coordinator.send_signal(signal.SIGINT)
+    cut.coordinator.send_signal(how)
     _, error = cut.coordinator.communicate(timeout=30)
     assert cut.coordinator.returncode == 130
     assert "--resume" in error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,7 @@ def run_experiment(options: argparse.Namespace) -> int:
                 flush=True,
             )
 
+    signal.signal(signal.SIGTERM, _interrupt)  # A service manager's Ctrl-C.
     try:
         with display(experiment.name, options.quiet or options.json) as show:
             summary = launch(experiment, out, options.resume is not None, show, ready)
@@ -48,6 +50,10 @@ def run_experiment(options: argparse.Namespace) -> int:
     else:
         print_summary(summary)
     return 0
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def print_summary(summary: dict[str, Any]) -> None:

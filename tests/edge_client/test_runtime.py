@@ -75,6 +75,20 @@ def test_loss_and_gradients_are_those_of_pytorch(kind, model, size, density, art
     case.agrees_with_torch(mask, case.batch(size))
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(MODULE not in KINDS, reason="the training build of onnxruntime is not installed")
+@pytest.mark.parametrize("model", ["mlp", "resnet8", "resnet18", "vgg19"])
+def test_both_runtimes_agree_on_the_large_models(model, artifact):
+    """The portable one is compared with PyTorch in tests/export, on the same side of each ReLU."""
+    portable, module = (Case(artifact(model), kind) for kind in (PORTABLE, MODULE))
+    rng = np.random.default_rng(1)
+    for density in (1.0, 0.5, 0.1, 0.02):
+        mask = parity.random_mask(portable.layout, density, rng)
+        expected = portable.ours(mask, portable.batch(5))
+        for difference in parity.differences(module.ours(mask, portable.batch(5)), expected):
+            assert difference.relative < 1e-4, difference
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_mask_needs_no_new_runtime(kind, artifact):
     case = Case(artifact("lenet"), kind)
