@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from protocol.artifact import EVAL, Manifest
 from protocol.layout import Vector
+from protocol.lean import import_without_torch
+
+onnxruntime = import_without_torch("onnxruntime")
 
 BATCH = 256  # Bounds the activations' memory; throughput does not grow beyond it.
 

@@ -17,14 +17,11 @@ They give the same numbers (tests compare them). `open_runtime` never takes anot
 from __future__ import annotations
 
 import ctypes
-import importlib
 import importlib.metadata
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,26 +30,11 @@ import numpy.typing as npt
 from protocol.artifact import EVAL_MODEL, OPTIMIZER_MODEL, STEP, TRAINING_MODEL, Manifest
 from protocol.errors import ArtifactError, RuntimeMissing
 from protocol.layout import PRUNABLE, STATISTIC, Vector
+from protocol.lean import import_without_torch
 from protocol.method import Batch
 from protocol.sparse import Mask, SparseVector
 
-
-def _import_onnxruntime() -> ModuleType:
-    """Import onnxruntime without torch.
-
-    The training build's package imports torch where it can, 220 MB for an ORTModule that nobody
-    here uses, and does without where it cannot. So torch is hidden while it is imported.
-    """
-    if "torch" in sys.modules:
-        return importlib.import_module("onnxruntime")
-    sys.modules["torch"] = None  # type: ignore[assignment]  # What makes `import torch` an ImportError.
-    try:
-        return importlib.import_module("onnxruntime")
-    finally:
-        del sys.modules["torch"]
-
-
-onnxruntime = _import_onnxruntime()
+onnxruntime = import_without_torch("onnxruntime")
 
 PORTABLE, MODULE = "portable", "module"
 TRAINING_PACKAGE = "onnxruntime-training-cpu"
