@@ -76,7 +76,8 @@ class Reception:
         self._down, self._up, self._folder = down, up, folder
         self._clock, self._show = clock, show
         self.fleet = Fleet()
-        self.masks: dict[str, Mask] = {}  # What bodies may refer to, by digest.
+        self.mask: Mask | None = None  # The global one, which bodies may refer to.
+        self._client_masks: dict[str, Mask] = {}  # And each client's last own one.
         self.open: OpenRound | None = None
 
     def send(self, client_id: str, message: Message) -> None:
@@ -164,7 +165,7 @@ class Reception:
         if body is None:
             return
         try:
-            vector = codec.decode(body, *open_.upload_size, self.masks)
+            vector = codec.decode(body, *open_.upload_size, self._masks_for(client_id))
         except UnknownMask:
             open_.round.rejoin(client_id, self._clock())
             self._receipt(update, "unknown-mask")
@@ -174,7 +175,7 @@ class Reception:
         # Folding may still refuse the values; only then is the client done.
         open_.accumulator.fold(vector, open_.weigh(update.num_examples))
         open_.round.complete(client_id, self._clock())
-        self.masks[vector.mask.digest] = vector.mask
+        self._client_masks[client_id] = vector.mask
         open_.accepted[client_id] = digest
         open_.losses.append((update.loss, update.num_examples))
         open_.uploaded_bytes += len(body)
@@ -182,6 +183,11 @@ class Reception:
         self._record(client_id, open_.round.number, update.phases, update.peak_rss_bytes)
         self._receipt(update, "accepted")
         self._show(open_)
+
+    def _masks_for(self, client_id: str) -> dict[str, Mask]:
+        """What a body of this client may refer to; bounded, whatever masks it makes up."""
+        masks = (self.mask, self._client_masks.get(client_id))
+        return {mask.digest: mask for mask in masks if mask is not None}
 
     def _late(self, update: Update) -> None:
         self._folder.event("update-late", client=update.client_id, round=update.round_number)

@@ -192,7 +192,7 @@ class Coordinator:
         """Put the round's bodies on offer. A fixed mask is a body of its own, which travels once."""
         layout = self._manifest.layout
         blobs: dict[str, BlobRef] = {}
-        self._reception.masks[current.mask.digest] = current.mask
+        self._reception.mask = current.mask
         known: tuple[str, ...] = ()
         if self._method.fixed_mask and current.mask.nnz < layout.size:
             bare = SparseVector(current.mask, np.zeros(current.mask.nnz, np.float32))

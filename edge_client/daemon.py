@@ -10,6 +10,7 @@ coordinator (Refusal) and the client goes on: only its own configuration can sto
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
 
@@ -66,7 +67,7 @@ class Daemon:
         self._examples: Examples | None = None
         self._runtime: tuple[str, Runtime] | None = None
         self._masks: dict[str, Mask] = {}
-        self._delivered: Update | None = None
+        self._delivered: tuple[Task, Update] | None = None  # What the coordinator has accepted last.
         self._known_upstream: set[str] = set()  # Masks that the coordinator has seen in full.
 
     def run(self) -> None:
@@ -100,14 +101,14 @@ class Daemon:
     def _serve(self, task: Task) -> None:
         """Do one task, whatever happens."""
         try:
-            if self._delivered is not None and _same(self._delivered, task):
-                self._deliver(task, self._delivered)  # The coordinator was restarted and asks again.
+            if self._delivered is not None and self._delivered[0] == task:
+                self._deliver(task, self._delivered[1])  # The coordinator was restarted and asks again.
                 return
             self._delivered = None
             self._deliver(task, self._work(task))
         except Superseded:
             log.info("task dropped for a newer one round=%d", task.round_number)
-        except (UserError, ProtocolError, MemoryError, ValueError) as error:
+        except (UserError, ProtocolError, MemoryError, OSError, ValueError) as error:
             log.warning("task refused round=%d reason=%s", task.round_number, error)
             reason = str(error)[:1000]
             self._link.say(Refusal(self._config.client_id, task.run, task.round_number, reason))
@@ -119,7 +120,7 @@ class Daemon:
     def _work(self, task: Task) -> Update:
         """Receive, decode, train, encode; return the update, with its body on offer."""
         method = build(task.method, task.settings)
-        memory = self._spool.memory(task.run)
+        memory = self._spool.memory(_memory_name(task))
         wire = self._link.transport
         with self._meter.phase("receive") as span:
             before = wire.received_bytes, wire.sent_bytes
@@ -134,9 +135,10 @@ class Daemon:
         with self._meter.phase("train"):
             trainer = self._trainer(task, manifest)
             uploaded = method.client(task.stage, received, trainer, memory)
-        self._spool.keep(task.run, memory)
+        self._spool.keep(_memory_name(task), memory)
         with self._meter.phase("encode"):
-            ref = self._link.offer(self._encode(task, method, uploaded, manifest))
+            known = {*self._masks, *self._known_upstream}
+            ref = self._link.offer(self._encode(task, method, uploaded, manifest, known))
         log.info(
             "trained round=%d stage=%s steps=%d loss=%.4f",
             task.round_number,
@@ -167,8 +169,8 @@ class Daemon:
             receipt = self._link.deliver(update)
             if receipt.verdict == "unknown-mask":
                 self._known_upstream.clear()
-                manifest = self._artifact(task)
-                body = self._encode(task, build(task.method, task.settings), self._uploaded, manifest)
+                method, manifest = build(task.method, task.settings), self._artifact(task)
+                body = self._encode(task, method, self._uploaded, manifest, known=set())
                 update = msgspec.structs.replace(update, body=self._link.offer(body))
                 receipt = self._link.deliver(update)
             span.received_bytes, span.sent_bytes = (
@@ -177,7 +179,7 @@ class Daemon:
             )
         log.info("receipt round=%d verdict=%s %s", task.round_number, receipt.verdict, receipt.reason)
         if receipt.verdict in ("accepted", "duplicate"):
-            self._delivered = update
+            self._delivered = task, update
             self._known_upstream.add(self._uploaded.mask.digest)
             phases = self._meter.take()
             self._link.say(Cost(self._config.client_id, task.run, task.round_number, phases))
@@ -193,7 +195,7 @@ class Daemon:
             raw = manifest.raw
         folder = self._spool.artifact_folder(digest)
         for name in FILES_OF[self._config.runtime]:
-            entry = manifest.files[name]
+            entry = manifest.file(name)
             if not (folder / name).is_file():
                 data = self._link.fetch(entry.ref, MAX_FILE_BYTES)
                 self._spool.keep_file(digest, name, data)
@@ -219,9 +221,11 @@ class Daemon:
     def _body(self, data: bytes, manifest: Manifest) -> SparseVector:
         return codec.decode(data, manifest.layout.size, manifest.layout.num_prunable, self._masks)
 
-    def _encode(self, task: Task, method: Method, vector: SparseVector, manifest: Manifest) -> bytes:
+    def _encode(
+        self, task: Task, method: Method, vector: SparseVector, manifest: Manifest, known: set[str]
+    ) -> bytes:
         _, num_prunable = method.upload_size(task.stage, manifest.layout)
-        return codec.encode(vector, num_prunable, task.values, {*self._masks, *self._known_upstream})
+        return codec.encode(vector, num_prunable, task.values, known)
 
     def _trainer(self, task: Task, manifest: Manifest) -> Trainer:
         """Open the runtime and load the examples, unless they are those of the last task."""
@@ -235,5 +239,11 @@ class Daemon:
         return Trainer(manifest, self._runtime[1], self._examples, task.training, rng)
 
 
-def _same(update: Update, task: Task) -> bool:
-    return (update.run, update.round_number, update.stage) == (task.run, task.round_number, task.stage)
+def _memory_name(task: Task) -> str:
+    """What a method keeps belongs to one run of one model with one set of settings.
+
+    Not to the run's name alone: a second run of that name would find the mask of the first.
+    """
+    settings = sorted(task.settings.items())
+    text = repr((task.artifact.digest, task.method, settings, task.seed))
+    return f"{task.run}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

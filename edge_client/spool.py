@@ -44,27 +44,27 @@ class Spool:
         replace_file(path, f"{session}\n".encode())
         return session
 
-    def memory(self, run: str) -> dict[str, npt.NDArray[Any]]:
-        """Return what a method kept in this run; empty at its first task.
+    def memory(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        """Return what a method kept under this name; empty at its first task.
 
         Raises:
             DataError: the file is damaged.
         """
-        path = self._memory_path(run)
+        path = self._memory_path(name)
         if not path.is_file():
             return {}
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
         except (OSError, ValueError, BadZipFile) as error:
-            raise DataError(f"{path} is damaged ({error}); remove it to leave the run {run!r}") from error
+            raise DataError(f"{path} is damaged ({error}); remove it to begin the run anew") from error
 
-    def keep(self, run: str, memory: dict[str, npt.NDArray[Any]]) -> None:
-        """Replace a run's memory."""
+    def keep(self, name: str, memory: dict[str, npt.NDArray[Any]]) -> None:
+        """Replace what is kept under this name."""
         if memory:
             buffer = io.BytesIO()
             np.savez(buffer, **memory)  # type: ignore[arg-type]
-            replace_file(self._memory_path(run), buffer.getvalue())
+            replace_file(self._memory_path(name), buffer.getvalue())
 
     def artifact_folder(self, digest: str) -> Path:
         """Where the files of an artifact are kept."""
@@ -81,5 +81,5 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / name, data)
 
-    def _memory_path(self, run: str) -> Path:
-        return self._folder / f"memory-{run}.npz"
+    def _memory_path(self, name: str) -> Path:
+        return self._folder / f"memory-{name}.npz"

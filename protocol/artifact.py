@@ -62,6 +62,16 @@ class Manifest:
         """SHA-256 of the manifest file: names the whole artifact, since it names every file."""
         return hashlib.sha256(self.raw).hexdigest()
 
+    def file(self, name: str) -> FileEntry:
+        """Return one file's entry.
+
+        Raises:
+            ArtifactError: the manifest does not name it.
+        """
+        if name not in self.files:
+            raise ArtifactError(f"the artifact has no file {name!r}; it was exported by another version")
+        return self.files[name]
+
 
 def dump(fields: dict[str, Any]) -> bytes:
     """Return the manifest file for the given fields; the same fields give the same bytes."""
