@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-KERNELS := $(wildcard edge_client/kernels/*.cpp edge_client/kernels/*.h edge_client/kernels/*/*)
+KERNELS := $(wildcard edge_client/kernels/*.cpp edge_client/kernels/*.h edge_client/kernels/isa/*)
 
 .PHONY: demo test check bench clean help
 help: ## Show this list
@@ -26,8 +26,8 @@ check: $(INSTALLED) ## Format, lint, types, C++ warnings as errors, the quick te
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	cmake -S . -B build/check -DSPARSEFLEET_WERROR=ON -DSKBUILD_STATE=check >/dev/null
-	cmake --build build/check --parallel
+	$(BIN)/cmake -S . -B build/check -DSPARSEFLEET_WERROR=ON -DSKBUILD_STATE=check >/dev/null
+	$(BIN)/cmake --build build/check --parallel
 	$(BIN)/python -m pytest -m "not slow"
 
 bench: $(INSTALLED) ## Measure kernels and training steps against dense PyTorch

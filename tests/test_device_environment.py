@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
-import sys
 import venv
 from pathlib import Path
 
@@ -19,15 +17,9 @@ from tools.split import split
 
 ROOT = Path(__file__).resolve().parent.parent
 
-_spec = importlib.util.spec_from_file_location("federation", Path(__file__).with_name("federation.py"))
-assert _spec is not None
-assert _spec.loader is not None
-federation = sys.modules.setdefault("federation", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(federation)
-
 
 @pytest.mark.slow
-def test_a_client_without_torch_trains_on_the_stock_runtime(tmp_path):
+def test_a_client_without_torch_trains_on_the_stock_runtime(tmp_path, federate):
     pytest.importorskip("sklearn")
     environment = tmp_path / "device"
     venv.create(environment, with_pip=True)
@@ -49,15 +41,12 @@ def test_a_client_without_torch_trains_on_the_stock_runtime(tmp_path):
 
     export_model("cnn", (1, 8, 8), 10, tmp_path / "artifact", library_path())
     split(source="digits", out=tmp_path / "data", clients=2, how="iid", seed=0)
-    one = federation.Federation(tmp_path, tmp_path / "federation", 2)
-    try:
-        one.client_command, one.client_folder = [str(binaries / "sparsefleet")], tmp_path
-        one.write({"name": "fedpai", "density": 0.1}, rounds=3)
-        one.start_coordinator("--out", str(one.out))
-        one.start_clients()
-        summary = one.finish()
-    finally:
-        one.close()
+    one = federate(tmp_path, 2)
+    one.client_command, one.client_folder = [str(binaries / "sparsefleet")], tmp_path
+    one.write({"name": "fedpai", "density": 0.1}, rounds=3)
+    one.start_coordinator("--out", str(one.out))
+    one.start_clients()
+    summary = one.finish()
     assert summary["client_peak_rss_bytes"] < 110e6
     rows = read_csv(one.out / "devices.csv")
     assert {row["runtime"].split()[0] for row in rows} == {"onnxruntime"}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import signal
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +12,11 @@ from coordinator.experiment import read
 from coordinator.report import read_csv
 from edge_client.kernels import library_path
 from export.export import export_model
+from protocol import artifact as artifacts
 from tools.simulate import simulate
 from tools.split import split
 
-# tests/ is no package: this module is loaded by path, once.
-_spec = importlib.util.spec_from_file_location("federation", Path(__file__).with_name("federation.py"))
-assert _spec is not None
-assert _spec.loader is not None
-federation = sys.modules.setdefault("federation", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(federation)
-Federation = federation.Federation
-
 SPARSE = {"name": "fedpai", "density": 0.1}
-Make = Callable[..., "Federation"]
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +30,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make(home: Path, tmp_path: Path) -> Iterator[Make]:
-    made: list[Federation] = []
-
-    def build(num_clients: int = 3) -> Federation:
-        made.append(Federation(home, tmp_path / f"federation-{len(made)}", num_clients))
-        return made[-1]
-
-    yield build
-    for one in made:
-        one.close()
+def make(home, federate):
+    return lambda num_clients=3: federate(home, num_clients)
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -58,13 +39,13 @@ def weights(folder: Path) -> dict[str, bytes]:
         return {name: stored[name].tobytes() for name in stored.files}
 
 
-def over_loopback(one: Federation) -> dict[str, bytes]:
+def over_loopback(one) -> dict[str, bytes]:
     """The same experiment in one process."""
     made = read(one.experiment)
     ids = [f"client-{n:03}" for n in range(one.num_clients)]
     data = {client_id: one.home / "data" / f"{client_id}.npz" for client_id in ids}
     final = simulate(made, data, one.folder / "loopback")
-    manifest = importlib.import_module("protocol.artifact").read(Path(made.artifact))
+    manifest = artifacts.read(Path(made.artifact))
     return {name: value.tobytes() for name, value in manifest.layout.views(final.weights).items()}
 
 
