@@ -131,12 +131,16 @@ class _Subscriptions(dict[str, Any]):
     """A dictionary that may change while it is iterated over.
 
     aMQTT awaits in the middle: a client that subscribes meanwhile would end the handler of the one
-    that is being connected ("dictionary changed size during iteration").
+    that is being connected, or the delivery of a packet ("dictionary changed size during iteration").
     """
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over what there is now."""
         return iter(list(super().__iter__()))
+
+    def items(self) -> Any:
+        """Iterate over what there is now; the lists of subscribers are copies too."""
+        return [(topic, list(subscribers)) for topic, subscribers in super().items()]
 
 
 class _Broker(Broker):  # type: ignore[misc]

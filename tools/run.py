@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 import time
@@ -30,7 +31,8 @@ def run_experiment(options: argparse.Namespace) -> int:
         if password and not options.json:
             print(
                 f"broker: {url}, {experiment.cohort.clients} clients needed; start each with\n"
-                f"  SPARSEFLEET_PASSWORD={password} sparsefleet client --broker {url} --client-id NAME --data FILE.npz",
+                f"  SPARSEFLEET_PASSWORD={shlex.quote(password)} sparsefleet client --broker {url} "
+                "--client-id NAME --data FILE.npz",
                 file=sys.stderr,
                 flush=True,
             )

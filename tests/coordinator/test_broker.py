@@ -9,7 +9,7 @@ import time
 import pytest
 
 from coordinator import broker as broker_module
-from coordinator.broker import EmbeddedBroker, may_publish, may_subscribe
+from coordinator.broker import EmbeddedBroker, _Subscriptions, may_publish, may_subscribe
 from protocol import mqtt, topics
 from protocol.blobs import CHUNK_BYTES, pack_chunk
 from protocol.errors import ConfigError, TransportError
@@ -217,3 +217,15 @@ def test_the_coordinator_stays_within_its_fleet():
     for topic in ("sf/1/laboratory/coord/state", "sf/1/#", "#", "$SYS/x"):
         assert not may_publish(LAB, "coordinator", "coord", topic)
         assert not may_subscribe(LAB, "coordinator", "coord", topic)
+
+
+def test_subscriptions_may_change_while_a_packet_is_delivered():
+    """Between two of them aMQTT waits, and a client may subscribe: packets were lost by this."""
+    subscriptions = _Subscriptions({"a": [1], "b": [2]})
+    for topic, subscribers in subscriptions.items():
+        subscriptions[topic + "/new"] = []
+        subscriptions[topic].append(3)
+        assert len(subscribers) == 1
+    for topic in subscriptions:
+        subscriptions[topic + "/newer"] = []
+    assert len(subscriptions) == 8
