@@ -113,7 +113,10 @@ class _SameSide(TorchFunctionMode):
         if func not in RELUS:
             return func(*args, **(kwargs or {}))
         x = args[0]
-        side = torch.from_numpy(next(self._sides)[: len(x)]).reshape(x.shape)
+        taken = next(self._sides, None)
+        if taken is None:
+            raise ArtifactError("the graph has fewer ReLUs than the module; the artifact was not written")
+        side = torch.from_numpy(taken[: len(x)]).reshape(x.shape)
         differs = side != (x > 0)
         if bool((x.abs()[differs] > NEXT_TO_ZERO * x.abs().max()).any()):
             raise ArtifactError("a ReLU of the graph differs from PyTorch's; the artifact was not written")
