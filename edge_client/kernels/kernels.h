@@ -21,29 +21,42 @@ struct Triple {
     int64_t wide;
 };
 
-// How a grid of pixels is cut into tiles, and the work into chunks.
+// How a grid of pixels is cut into tiles, and the work into chunks: a share of the tiles times a
+// share of the rows of the matrix. Sharing out tiles is better, because all rows that meet a tile of
+// x find it in cache; rows are shared out where there are too few tiles.
 struct Tiling {
     Triple extent;       // number of output pixels in each direction
     int64_t tall;        // tile height, at most TILE_TALL_MAX
     int64_t wide;        // tile width, at most TILE_WIDE_MAX; tall * wide within the kernel's limit
     int64_t bands;       // ceil(extent.tall / tall)
-    int64_t row_groups;  // the rows of the matrix are shared out to this many chunks
+    int64_t stripes;     // ceil(extent.wide / wide)
+    int64_t tile_groups;
+    int64_t row_groups;
 };
 
 constexpr int64_t TILE_TALL_MAX = 8;
 constexpr int64_t TILE_WIDE_MAX = 16;
 
-// A sparse matrix whose columns are places in a blocked tensor. Row r has col_blocks segments;
-// segment s = r * col_blocks + b owns the entries [begin[s], begin[s + 1]).
+// One visit to a row within a column block: its entries end before `end` and begin where those of
+// the previous visit end.
+struct Visit {
+    int32_t row;
+    int32_t end;
+};
+
+// A sparse matrix whose columns are places in a blocked tensor. Entries are stored in the order in
+// which they are visited: row group by row group, in each the column blocks one after the other (so
+// that a tile of x stays in cache), in each the rows that have entries there, sorted by how many
+// (so that the length of the inner loop can be predicted). Block 0 visits every row.
 struct SparseRows {
-    int64_t rows;
-    int64_t col_blocks;     // columns are visited block by block, so that a tile of x stays in L1
-    const int32_t* begin;   // rows * col_blocks + 1 offsets, ascending
+    int64_t col_blocks;
+    const int32_t* first;   // [row_groups * col_blocks + 1]: segment s owns visits [first[s], first[s + 1])
+    const Visit* visits;    // visits[-1] exists and ends at entry 0
     const int32_t* offset;  // in floats, from a pixel of x to the one that this entry multiplies
 };
 
 // y[pixel, row] = bias[row] + sum over the entries of the row of value * x[pixel + offset].
-// chunk = (outer * bands + band) * row_groups + row group; every pixel of y is overwritten.
+// chunk = tile group * row_groups + row group; every pixel of y is overwritten.
 struct Spmm {
     SparseRows matrix;
     Tiling tiling;
@@ -57,7 +70,8 @@ struct Spmm {
 };
 
 // d_value[entry] = sum over pixels and lanes of dy[pixel, row] * x[pixel + offset]: the product of two
-// dense matrices, sampled at the mask. chunk = row group; the d_value of its rows is overwritten.
+// dense matrices, sampled at the mask. The chunk tile group * row_groups + row group overwrites the
+// entries of its rows in d_value[tile group]; the sum over the tile groups is left to the caller.
 struct Sddmm {
     SparseRows matrix;
     Tiling tiling;
@@ -66,7 +80,8 @@ struct Sddmm {
     const float* dy;  // the pixel (0, 0, 0) of row 0
     Triple dy_stride;
     int64_t dy_row;  // floats from one row to the next
-    float* d_value;  // one per entry
+    float* d_value;   // [tile_groups, entries]
+    int64_t entries;
 };
 
 // Batch normalization, one channel at a time.

@@ -32,12 +32,30 @@ void zero_halos(Context& context, float* y, const Blocked& g) {
     });
 }
 
+// Run fn(begin, end) over [0, count) in pieces that are worth a hand-over.
+template <class Function>
+void over_entries(Context& context, const std::vector<int32_t>& order, const Function& fn) {
+    constexpr int64_t PIECE = 16 * 1024;
+    const int64_t count = static_cast<int64_t>(order.size());
+    context.parallel((count + PIECE - 1) / PIECE,
+                     [&](int64_t piece) { fn(piece * PIECE, std::min((piece + 1) * PIECE, count)); });
+}
+
+// Scratch of one float per entry. Never of size 0, and not initialised.
+std::unique_ptr<float[]> per_entry(size_t count) { return std::unique_ptr<float[]>(new float[count + 1]); }
+
 void run_spmm(Context& context, const Pass& pass, const float* values, const float* bias, const float* x,
               float* y) {
     const Kernels& k = kernels();
+    // The values change with every step, so they are put into this pass's order every time.
+    const std::vector<int32_t>& order = pass.matrix.order;
+    const auto ordered = per_entry(order.size());
+    over_entries(context, order, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) ordered[i] = values[order[static_cast<size_t>(i)]];
+    });
     const Spmm call{pass.matrix.view(),
                     pass.tiling,
-                    values,
+                    ordered.get(),
                     bias,
                     x + pass.source_base,
                     pass.source_stride,
@@ -45,6 +63,33 @@ void run_spmm(Context& context, const Pass& pass, const float* values, const flo
                     pass.target_stride,
                     pass.target_row};
     context.parallel(pass.num_chunks(), [&](int64_t chunk) { k.spmm(call, chunk); });
+}
+
+void weight_gradient(Context& context, const Pass& pass, const float* x, const float* dy, float* d_values) {
+    const Kernels& k = kernels();
+    const std::vector<int32_t>& order = pass.matrix.order;
+    const size_t entries = order.size();
+    const int64_t tile_groups = pass.tiling.tile_groups;
+    const auto partial = per_entry(entries * static_cast<size_t>(tile_groups));
+    const Sddmm call{pass.matrix.view(),
+                     pass.tiling,
+                     x + pass.source_base,
+                     pass.source_stride,
+                     dy + pass.target_base,
+                     pass.target_stride,
+                     pass.target_row,
+                     partial.get(),
+                     static_cast<int64_t>(entries)};
+    context.parallel(pass.num_chunks(), [&](int64_t chunk) { k.sddmm(call, chunk); });
+    over_entries(context, order, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) {
+            float sum = 0.0f;
+            for (int64_t group = 0; group < tile_groups; group++) {
+                sum += partial[static_cast<size_t>(group) * entries + static_cast<size_t>(i)];
+            }
+            d_values[order[static_cast<size_t>(i)]] = sum;
+        }
+    });
 }
 
 void forward(Context& context, PlanCache& cache, const ConvGeometry& g, bool has_bias) {
@@ -65,18 +110,7 @@ void forward(Context& context, PlanCache& cache, const ConvGeometry& g, bool has
 
 void input_gradient(Context& context, const Plan& plan, const float* values, const float* dy, float* dx) {
     zero_halos(context, dx, plan.geometry.x);
-    const std::unique_ptr<float[]> ordered(new float[plan.indices.size() + 1]);  // + 1: never of size 0
-    for (const Pass& pass : plan.passes) {
-        // The values change with every step, so they are put into this pass's order every time.
-        constexpr int64_t PIECE = 16 * 1024;
-        const int64_t count = static_cast<int64_t>(pass.order.size());
-        context.parallel((count + PIECE - 1) / PIECE, [&](int64_t piece) {
-            const int64_t end = std::min((piece + 1) * PIECE, count);
-            for (int64_t i = piece * PIECE; i < end; i++)
-                ordered[i] = values[pass.order[static_cast<size_t>(i)]];
-        });
-        run_spmm(context, pass, ordered.get(), nullptr, dy, dx);
-    }
+    for (const Pass& pass : plan.passes) run_spmm(context, pass, values, nullptr, dy, dx);
 }
 
 // Inputs dy, x, values, indices; outputs dx, dvalues, dbias, each only if somebody wants it.
@@ -92,16 +126,7 @@ void backward(Context& context, PlanCache& cache, ConvGeometry g) {
     const auto plan = cache.get(g, w.indices, w.nnz, backward_plan);
     if (dx != nullptr) input_gradient(context, *plan, w.values, dy.as<float>(), dx);
     if (d_values != nullptr) {
-        const Pass& pass = plan->weight_gradient;
-        const Sddmm call{pass.matrix.view(),
-                         pass.tiling,
-                         x.as<float>() + pass.source_base,
-                         pass.source_stride,
-                         dy.as<float>() + pass.target_base,
-                         pass.target_stride,
-                         pass.target_row,
-                         d_values};
-        context.parallel(pass.tiling.row_groups, [&](int64_t chunk) { k.sddmm(call, chunk); });
+        weight_gradient(context, plan->weight_gradient, x.as<float>(), dy.as<float>(), d_values);
     }
     if (d_bias != nullptr) {
         context.parallel(g.y.channels, [&](int64_t channel) {

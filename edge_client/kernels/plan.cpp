@@ -9,11 +9,10 @@ namespace {
 constexpr int64_t TILE_BYTES_MAX = 24 * 1024;
 // Visiting a row costs a load and a store of the tile, which some entries must pay for.
 constexpr int64_t ENTRIES_PER_SEGMENT_MIN = 16;
-// Enough chunks to keep eight cores busy, few enough that a chunk is worth a hand-over. Constants,
-// because results must not depend on the number of threads.
-constexpr int64_t CHUNKS_WANTED = 16;
+// Enough chunks to keep eight cores busy. Constants, because results must not depend on the number
+// of threads; few, because every group of rows loads the tiles of x again.
+constexpr int64_t CHUNKS_WANTED = 8;
 constexpr int64_t ROWS_PER_CHUNK_MIN = 8;
-constexpr int64_t WEIGHT_CHUNKS_MAX = 12;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -49,23 +48,28 @@ void check_indices(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
 
 // The tile size that covers the grid with the fewest tiles; of those, the one nearest to a square,
 // because it reads the fewest distinct pixels of x.
-Tiling choose_tiling(const Triple& extent, bool is_unit_step, int64_t pixels_max) {
-    Tiling best{extent, 1, 1, extent.tall, 1};
+Tiling choose_tiling(const Triple& extent, bool is_wide, int64_t pixels_max) {
+    Tiling best{extent, 1, 1, extent.tall, extent.wide, 1, 1};
     int64_t best_tiles = INT64_MAX, best_rim = INT64_MAX;
     for (int64_t tall = 1; tall <= std::min({TILE_TALL_MAX, extent.tall, pixels_max}); tall++) {
-        const int64_t widest = is_unit_step ? std::min({TILE_WIDE_MAX, extent.wide, pixels_max / tall}) : 1;
+        const int64_t widest = is_wide ? std::min({TILE_WIDE_MAX, extent.wide, pixels_max / tall}) : 1;
         for (int64_t wide = 1; wide <= widest; wide++) {
             const int64_t tiles = ceil_div(extent.tall, tall) * ceil_div(extent.wide, wide);
             const int64_t rim = tall + wide;
             if (tiles < best_tiles || (tiles == best_tiles && rim < best_rim)) {
-                best = Tiling{extent, tall, wide, ceil_div(extent.tall, tall), 1};
+                best.tall = tall;
+                best.wide = wide;
                 best_tiles = tiles;
                 best_rim = rim;
             }
         }
     }
+    best.bands = ceil_div(extent.tall, best.tall);
+    best.stripes = ceil_div(extent.wide, best.wide);
     return best;
 }
+
+int64_t tiles_of(const Tiling& t) { return t.extent.outer * t.bands * t.stripes; }
 
 // How the pixels of a pass lie in source and target, in both readings: tiles over rows and columns
 // of one map, or, where maps are smaller than a tile, over blocks and columns.
@@ -74,17 +78,15 @@ struct Grid {
     Triple source_stride, target_stride;
 };
 
-int64_t tiles_of(const Tiling& t) { return t.extent.outer * t.bands * ceil_div(t.extent.wide, t.wide); }
-
 Triple swapped(const Triple& t) { return {t.tall, t.outer, t.wide}; }
 
 // Fill in tiling and strides. `reach` is how many pixels of the source one pixel meets per channel
 // in height and width; returns how many channels of a source tile fit into TILE_BYTES_MAX.
 int64_t lay_out(Pass& pass, const Grid& grid, int64_t reach_h, int64_t reach_w, int64_t pixels_max) {
     const int64_t step = grid.source_stride.wide / LANES;
-    const bool is_unit_step = step <= 2;
-    const Tiling upright = choose_tiling(grid.extent, is_unit_step, pixels_max);
-    const Tiling across = choose_tiling(swapped(grid.extent), is_unit_step, pixels_max);
+    const bool is_wide = step <= 2 && grid.target_stride.wide <= 2 * LANES;  // see spmm_tile_of
+    const Tiling upright = choose_tiling(grid.extent, is_wide, pixels_max);
+    const Tiling across = choose_tiling(swapped(grid.extent), is_wide, pixels_max);
     const bool is_across = tiles_of(across) < tiles_of(upright);
     pass.tiling = is_across ? across : upright;
     pass.source_stride = is_across ? swapped(grid.source_stride) : grid.source_stride;
@@ -102,27 +104,68 @@ int64_t block_size(int64_t fitting, int64_t channels, int64_t rows, int64_t nnz)
     return std::min(channels, std::max(fitting, enough));
 }
 
-void share_out_rows(Pass& pass) {
-    const int64_t chunks = pass.tiling.extent.outer * pass.tiling.bands;
-    if (chunks == 0) return;
-    const int64_t groups = std::min(ceil_div(CHUNKS_WANTED, chunks), pass.matrix.rows / ROWS_PER_CHUNK_MIN);
-    pass.tiling.row_groups = std::max<int64_t>(1, groups);
+void share_out(Tiling& t, int64_t rows) {
+    t.tile_groups = std::min(tiles_of(t), CHUNKS_WANTED);
+    if (t.tile_groups == 0) return;
+    t.row_groups =
+        std::max<int64_t>(1, std::min(CHUNKS_WANTED / t.tile_groups, rows / ROWS_PER_CHUNK_MIN));
 }
 
-// Rows are output channels, in the order in which the weights are stored.
-void by_output_channel(SparseMatrix& matrix, const ConvGeometry& g, const int32_t* indices, int64_t nnz,
-                       int64_t block_channels) {
-    matrix.rows = g.y.channels;
-    matrix.col_blocks = ceil_div(g.x.channels, block_channels);
-    matrix.begin.assign(static_cast<size_t>(matrix.rows * matrix.col_blocks + 1), 0);
-    matrix.offset.resize(static_cast<size_t>(nnz));
-    for (int64_t i = 0; i < nnz; i++) {
-        const Tap tap = tap_of(g, indices[i]);
-        matrix.begin[static_cast<size_t>(tap.k * matrix.col_blocks + tap.c / block_channels + 1)]++;
-        matrix.offset[static_cast<size_t>(i)] =
-            static_cast<int32_t>(tap.c * g.x.plane + tap.r * g.x.row + tap.s * LANES);
+// Lay the entries out in the order of their visits. each(emit) calls emit(row, channel, offset,
+// position) once per entry; it is run twice, first to count.
+template <class Each>
+void build(SparseMatrix& m, int64_t row_groups, int64_t rows, int64_t channels, int64_t block_channels,
+           const Each& each) {
+    m.col_blocks = ceil_div(channels, block_channels);
+    const auto cell = [&](int64_t row, int64_t channel) {
+        return static_cast<size_t>(row * m.col_blocks + channel / block_channels);
+    };
+    std::vector<int32_t> count(static_cast<size_t>(rows * m.col_blocks), 0);
+    each([&](int64_t row, int64_t channel, int64_t, int64_t) { count[cell(row, channel)]++; });
+
+    std::vector<int32_t> next(count.size());  // where the next entry of a cell goes
+    m.first.assign(1, 0);
+    m.visits.assign(1, {0, 0});
+    std::vector<int32_t> visited;
+    int32_t end = 0;
+    for (int64_t group = 0; group < row_groups; group++) {
+        for (int64_t block = 0; block < m.col_blocks; block++) {
+            const auto count_of = [&](int32_t row) { return count[cell(row, block * block_channels)]; };
+            visited.clear();
+            for (int64_t row = rows * group / row_groups; row < rows * (group + 1) / row_groups; row++) {
+                if (block == 0 || count_of(static_cast<int32_t>(row)) > 0) {
+                    visited.push_back(static_cast<int32_t>(row));
+                }
+            }
+            std::stable_sort(visited.begin(), visited.end(),
+                             [&](int32_t a, int32_t b) { return count_of(a) > count_of(b); });
+            for (const int32_t row : visited) {
+                next[cell(row, block * block_channels)] = end;
+                end += count_of(row);
+                m.visits.push_back({row, end});
+            }
+            m.first.push_back(static_cast<int32_t>(m.visits.size()) - 1);
+        }
     }
-    for (size_t s = 1; s < matrix.begin.size(); s++) matrix.begin[s] += matrix.begin[s - 1];
+    m.offset.resize(static_cast<size_t>(end));
+    m.order.resize(static_cast<size_t>(end));
+    each([&](int64_t row, int64_t channel, int64_t offset, int64_t position) {
+        const auto entry = static_cast<size_t>(next[cell(row, channel)]++);
+        m.offset[entry] = static_cast<int32_t>(offset);
+        m.order[entry] = static_cast<int32_t>(position);
+    });
+}
+
+// The passes whose rows are output channels: forward and weight gradient.
+void build_by_output(Pass& pass, const ConvGeometry& g, const int32_t* indices, int64_t nnz,
+                     int64_t block_channels) {
+    build(pass.matrix, pass.tiling.row_groups, g.y.channels, g.x.channels, block_channels,
+          [&](const auto& emit) {
+              for (int64_t i = 0; i < nnz; i++) {
+                  const Tap tap = tap_of(g, indices[i]);
+                  emit(tap.k, tap.c, tap.c * g.x.plane + tap.r * g.x.row + tap.s * LANES, i);
+              }
+          });
 }
 
 Grid forward_grid(const ConvGeometry& g) {
@@ -172,36 +215,22 @@ Pass input_gradient_pass(const ConvGeometry& g, const int32_t* indices, int64_t 
     pass.target_base = g.x.origin + phase_h * g.x.row + phase_w * LANES;
     pass.target_row = g.x.plane;
 
-    std::vector<int32_t> taps;  // positions of this phase's weights, in stored order
-    for (int64_t i = 0; i < nnz; i++) {
-        const Tap tap = tap_of(g, indices[i]);
-        if (axis_of(tap.r, g.stride, g.pad).phase == phase_h &&
-            axis_of(tap.s, g.stride, g.pad).phase == phase_w) {
-            taps.push_back(static_cast<int32_t>(i));
+    const auto each_tap = [&](const auto& visit) {
+        for (int64_t i = 0; i < nnz; i++) {
+            const Tap tap = tap_of(g, indices[i]);
+            const Axis h = axis_of(tap.r, g.stride, g.pad), w = axis_of(tap.s, g.stride, g.pad);
+            if (h.phase == phase_h && w.phase == phase_w) visit(tap, h.shift, w.shift, i);
         }
-    }
-    SparseMatrix& m = pass.matrix;
-    const int64_t size = block_size(fitting, g.y.channels, g.x.channels, static_cast<int64_t>(taps.size()));
-    m.rows = g.x.channels;
-    m.col_blocks = ceil_div(g.y.channels, size);
-    m.begin.assign(static_cast<size_t>(m.rows * m.col_blocks + 1), 0);
-    m.offset.resize(taps.size());
-    pass.order.resize(taps.size());
-    const auto segment = [&](const Tap& tap) {
-        return static_cast<size_t>(tap.c * m.col_blocks + tap.k / size);
     };
-    for (const int32_t i : taps) m.begin[segment(tap_of(g, indices[i])) + 1]++;
-    for (size_t s = 1; s < m.begin.size(); s++) m.begin[s] += m.begin[s - 1];
-    std::vector<int32_t> next(m.begin.begin(), m.begin.end() - 1);
-    for (const int32_t i : taps) {
-        const Tap tap = tap_of(g, indices[i]);
-        const size_t to = static_cast<size_t>(next[segment(tap)]++);
-        const int64_t shift_h = axis_of(tap.r, g.stride, g.pad).shift;
-        const int64_t shift_w = axis_of(tap.s, g.stride, g.pad).shift;
-        m.offset[to] = static_cast<int32_t>(tap.k * g.y.plane + shift_h * g.y.row + shift_w * LANES);
-        pass.order[to] = i;
-    }
-    share_out_rows(pass);
+    int64_t num_taps = 0;
+    each_tap([&](const Tap&, int64_t, int64_t, int64_t) { num_taps++; });
+    share_out(pass.tiling, g.x.channels);
+    build(pass.matrix, pass.tiling.row_groups, g.x.channels, g.y.channels,
+          block_size(fitting, g.y.channels, g.x.channels, num_taps), [&](const auto& emit) {
+              each_tap([&](const Tap& tap, int64_t shift_h, int64_t shift_w, int64_t i) {
+                  emit(tap.c, tap.k, tap.k * g.y.plane + shift_h * g.y.row + shift_w * LANES, i);
+              });
+          });
     return pass;
 }
 
@@ -214,8 +243,8 @@ Plan forward_plan(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
     pass.source_base = window_base(g);
     pass.target_base = g.y.origin;
     pass.target_row = g.y.plane;
-    by_output_channel(pass.matrix, g, indices, nnz, block_size(fitting, g.x.channels, g.y.channels, nnz));
-    share_out_rows(pass);
+    share_out(pass.tiling, g.y.channels);
+    build_by_output(pass, g, indices, nnz, block_size(fitting, g.x.channels, g.y.channels, nnz));
     return {g, {indices, indices + nnz}, {std::move(pass)}, {}};
 }
 
@@ -237,10 +266,8 @@ Plan backward_plan(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
     pass.source_base = window_base(g);
     pass.target_base = g.y.origin;
     pass.target_row = g.y.plane;
-    by_output_channel(pass.matrix, g, indices, nnz, block_size(fitting, g.x.channels, g.y.channels, nnz));
-    const int64_t rows = pass.matrix.rows;
-    pass.tiling.row_groups =
-        std::max(std::min<int64_t>(rows, 4), std::min(rows / ROWS_PER_CHUNK_MIN, WEIGHT_CHUNKS_MAX));
+    share_out(pass.tiling, g.y.channels);
+    build_by_output(pass, g, indices, nnz, block_size(fitting, g.x.channels, g.y.channels, nnz));
     return plan;
 }
 

@@ -24,12 +24,13 @@ struct ConvGeometry {
 
 // The owner of the arrays that a SparseRows borrows.
 struct SparseMatrix {
-    int64_t rows = 0;
     int64_t col_blocks = 1;
-    std::vector<int32_t> begin;
-    std::vector<int32_t> offset;
+    std::vector<int32_t> first;
+    std::vector<Visit> visits;    // the first one is the sentinel before entry 0
+    std::vector<int32_t> offset;  // one per entry
+    std::vector<int32_t> order;   // entry -> position in values
 
-    SparseRows view() const { return {rows, col_blocks, begin.data(), offset.data()}; }
+    SparseRows view() const { return {col_blocks, first.data(), visits.data() + 1, offset.data()}; }
 };
 
 // One call of spmm or sddmm, less its buffers. Bases are offsets of the pixel (0, 0, 0).
@@ -38,10 +39,9 @@ struct Pass {
     Tiling tiling;
     Triple source_stride, target_stride;  // source: what offsets point into; target: y, or dy for sddmm
     int64_t source_base = 0, target_base = 0;
-    int64_t target_row = 0;      // floats from one row of the matrix to the next in the target
-    std::vector<int32_t> order;  // entry -> position in values; empty if they are the same
+    int64_t target_row = 0;  // floats from one row of the matrix to the next in the target
 
-    int64_t num_chunks() const { return tiling.extent.outer * tiling.bands * tiling.row_groups; }
+    int64_t num_chunks() const { return tiling.tile_groups * tiling.row_groups; }
 };
 
 struct Plan {

@@ -31,8 +31,9 @@ namespace {
 #include "norm.inc"
 #include "pointwise.inc"
 #include "pool.inc"
-#include "sddmm.inc"
+// spmm.inc first, for each_tile.
 #include "spmm.inc"
+#include "sddmm.inc"
 
 }  // namespace
 
