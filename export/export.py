@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from export.artifacts import generate
+from export.fuse import fuse
 from export.graph import convert
 from export.lower import lower, operators
 from export.models import InputShape, builder
@@ -58,7 +59,7 @@ def export_module(
     layout = converted.layout
     flat = layout.flatten({key: numpy_helper.to_array(value) for key, value in converted.weights.items()})
     training = generate(converted, library)
-    step = lower(training.training, layout)
+    step = fuse(lower(training.training, layout))
     worst = check(step, module, layout, flat, converted.num_classes, library)
     files = {
         STEP: step.SerializeToString(),

@@ -225,6 +225,7 @@ def _batch_norm(context: _Context, node: NodeProto) -> None:
     affine = [context.weight(node, position, DENSE) for position in (1, 2)]
     statistics = [context.weight(node, position, STATISTIC) for position in (3, 4)]
     output = node.output[0]
+    _, height, width = context.shapes[output]
     for name in statistics:
         context.momentum[name] = 1.0 - attributes.get("momentum", 0.9)
     context.emit(
@@ -236,6 +237,9 @@ def _batch_norm(context: _Context, node: NodeProto) -> None:
         training=1,
         in_halo=context.halos[node.input[0]],
         out_halo=context.halos[output],
+        grad_halo=context.halos[node.input[0]],
+        in_height=height,
+        in_width=width,
     )
 
 

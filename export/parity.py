@@ -135,7 +135,7 @@ def _with_kinks(step: onnx.ModelProto) -> tuple[onnx.ModelProto, list[tuple[str,
     for node in step.graph.node:
         if node.op_type in ("Relu", "Add"):  # These keep the halo of their input.
             halos[node.output[0]] = halos[node.input[0]]
-        if node.op_type == "Relu":
+        if node.op_type.endswith("Relu"):
             kinks.append((node.output[0], halos[node.output[0]]))
             observed.graph.output.append(
                 onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None)

@@ -84,11 +84,30 @@ struct Sddmm {
     int64_t entries;
 };
 
-// Batch normalization, one channel at a time.
+// What follows the normalization within the same op. ADD_RELU adds another tensor of y's geometry first.
+enum class After { NOTHING, RELU, ADD_RELU };
+
+// Batch normalization, one channel at a time. The geometries are the same but for the halo.
 struct BatchNorm {
-    Blocked x;             // geometry of x and dx
-    Blocked y;             // geometry of y and dy: the same but for the halo
+    Blocked x;
+    Blocked y;   // also of dy, and of what is added
+    Blocked dx;  // the convolution that reads dx may need a halo that x itself does without
     int64_t num_examples;  // N
+    After after;
+};
+
+// Normalized is (x - mean) * factor + shift.
+struct Affine {
+    float mean, factor, shift;
+};
+
+struct BatchNormGradient {
+    Affine affine;
+    const float* dy;
+    const float* dy_other;  // added to dy: the other branch that reads y; or null
+    const float* x;
+    const float* y;         // ADD_RELU only
+    float* d_skip;          // ADD_RELU only: the gradient of what was added; null if nobody wants it
 };
 
 // Pooling, one plane (block * C + channel) at a time.
@@ -126,15 +145,15 @@ struct Kernels {
 
     // Mean and biased variance over valid lanes.
     void (*moments)(const BatchNorm&, const float* x, int64_t channel, double* mean, double* variance);
-    // y = (x - mean) * factor + shift in every lane; halo zero.
-    void (*normalize)(const BatchNorm&, const float* x, float mean, float factor, float shift, float* y,
+    // Every lane of y; halo zero. skip is added under ADD_RELU.
+    void (*normalize)(const BatchNorm&, const Affine&, const float* x, const float* skip, float* y,
                       int64_t channel);
-    // Sum of dy, and of dy * (x - mean).
-    void (*normalize_sums)(const BatchNorm&, const float* dy, const float* x, float mean, int64_t channel,
-                           double* dy_sum, double* dy_x_sum);
-    // dx = a * dy + b * (x - mean) + c in valid lanes, zero in padding lanes and halo.
-    void (*normalize_grad)(const BatchNorm&, const float* dy, const float* x, float mean, float a, float b,
-                           float c, float* dx, int64_t channel);
+    // With d = dy behind the ReLU: the sum of d, and of d * (x - mean). Writes d_skip.
+    void (*normalize_sums)(const BatchNorm&, const BatchNormGradient&, int64_t channel, double* dy_sum,
+                           double* dy_x_sum);
+    // dx = a * d + b * (x - mean) + c in valid lanes, zero in padding lanes and halo.
+    void (*normalize_grad)(const BatchNorm&, const BatchNormGradient&, float a, float b, float c, float* dx,
+                           int64_t channel);
 
     // argmax has the planes of y without halo: [H, W, 16] each. It holds r * kernel_w + s of the first
     // maximum.

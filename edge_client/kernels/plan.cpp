@@ -46,8 +46,9 @@ void check_indices(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
     }
 }
 
-// The tile size that covers the grid with the fewest tiles; of those, the one nearest to a square,
-// because it reads the fewest distinct pixels of x.
+// The tile size that covers the grid with the fewest tiles; of those, one that is wider than tall: a
+// square would read the fewest pixels of x (36 instead of 40 for 16 pixels under a 3x3 kernel), but
+// twice as long runs of memory let the processor fetch ahead.
 Tiling choose_tiling(const Triple& extent, bool is_wide, int64_t pixels_max) {
     Tiling best{extent, 1, 1, extent.tall, extent.wide, 1, 1};
     int64_t best_tiles = INT64_MAX, best_rim = INT64_MAX;
@@ -55,7 +56,7 @@ Tiling choose_tiling(const Triple& extent, bool is_wide, int64_t pixels_max) {
         const int64_t widest = is_wide ? std::min({TILE_WIDE_MAX, extent.wide, pixels_max / tall}) : 1;
         for (int64_t wide = 1; wide <= widest; wide++) {
             const int64_t tiles = ceil_div(extent.tall, tall) * ceil_div(extent.wide, wide);
-            const int64_t rim = tall + wide;
+            const int64_t rim = 4 * tall + wide;
             if (tiles < best_tiles || (tiles == best_tiles && rim < best_rim)) {
                 best.tall = tall;
                 best.wide = wide;

@@ -179,12 +179,17 @@ def batch_norm(
     training: int,
     in_halo: int,
     out_halo: int,
+    grad_halo: int,
 ) -> tuple[Float, Float, Float, Float]:
     """Return (y, mean, var, invstd): training = 1 takes the statistics of the N examples.
+
+    BatchNormRelu is this and relu; BatchNormAddRelu is this, add and relu. grad_halo concerns the
+    gradient.
 
     var is unbiased, which is what a running variance averages; invstd comes from the biased one,
     which is what normalizes. With training = 0 all three come from the running statistics.
     """
+    del grad_halo
     maps = examples(x, in_halo)
     if training:
         valid = maps[: count[0]]
@@ -211,8 +216,13 @@ def batch_norm_grad(
     training: int,
     in_halo: int,
     out_halo: int,
+    grad_halo: int,
 ) -> tuple[Float, Float, Float]:
-    """Return (dx, dscale, dbias); dx is zero in padding lanes. epsilon is already in invstd."""
+    """Return (dx, dscale, dbias); dx has grad_halo, and zeros in padding lanes. epsilon is in invstd.
+
+    The gradients of the fused ops apply relu_grad to dy first, which is the gradient of what was added;
+    those of a sum (...SumGrad) add the second gradient to dy before that.
+    """
     del epsilon
     gradient = examples(dy, out_halo)[: count[0]]
     xhat = (examples(x, in_halo)[: count[0]] - mean[:, None, None]) * invstd[:, None, None].astype(np.float64)
@@ -222,7 +232,7 @@ def batch_norm_grad(
         num_values = gradient.size // gradient.shape[1]
         through = (d_bias[:, None, None] + xhat * d_scale[:, None, None]) / num_values
     dx = (scale * invstd)[:, None, None] * (gradient - through)
-    return blocked(dx, in_halo), d_scale.astype(np.float32), d_bias.astype(np.float32)
+    return blocked(dx, grad_halo), d_scale.astype(np.float32), d_bias.astype(np.float32)
 
 
 # Pointwise

@@ -14,6 +14,7 @@ from edge_client.kernels import library_path
 from export import parity
 from export.artifacts import generate
 from export.export import export_model, export_module
+from export.fuse import fuse
 from export.graph import convert
 from export.lower import lower
 from export.models import DEFAULT_INPUT_SHAPE, builder
@@ -47,7 +48,7 @@ def test_every_built_in_model_has_the_gradients_of_pytorch(name, monkeypatch, tm
 
 def lowered(module: nn.Module, shape: tuple[int, ...]):
     converted = convert(trace(module, shape))
-    return converted, lower(generate(converted, library_path()).training, converted.layout)
+    return converted, fuse(lower(generate(converted, library_path()).training, converted.layout))
 
 
 def check(module: nn.Module, converted, step: onnx.ModelProto) -> float:

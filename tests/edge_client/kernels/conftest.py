@@ -20,9 +20,15 @@ OUTPUTS = {
     "Pack": ["y", "count"],
     "MaxPool": ["y", "argmax"],
     "BatchNorm": ["y", "mean", "var", "invstd"],
+    "BatchNormRelu": ["y", "mean", "var", "invstd"],
+    "BatchNormAddRelu": ["y", "mean", "var", "invstd"],
     "SparseConvGrad": ["dx", "dvalues", "dbias"],
     "SparseGemmGrad": ["dx", "dvalues", "dbias"],
     "BatchNormGrad": ["dx", "dscale", "dbias"],
+    "BatchNormReluGrad": ["dx", "dscale", "dbias"],
+    "BatchNormReluSumGrad": ["dx", "dscale", "dbias"],
+    "BatchNormAddReluGrad": ["dx", "dscale", "dbias", "dskip"],
+    "BatchNormAddReluSumGrad": ["dx", "dscale", "dbias", "dskip"],
     "SoftmaxCrossEntropy": ["loss", "log_prob"],
 }
 ELEMENT_TYPES = {("Pack", "count"): TensorProto.INT64, ("MaxPool", "argmax"): TensorProto.UINT8}

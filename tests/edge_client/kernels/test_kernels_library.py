@@ -126,7 +126,7 @@ def inferred(op_type, inputs, num_outputs, **attributes):
 CONV = {"out_channels": 8, "kernel_h": 3, "kernel_w": 5, "stride": 2, "pad": 1, "in_halo": 1, "out_halo": 2}
 POOL = {"kernel_h": 3, "kernel_w": 2, "stride": 2, "pad": 1, "in_halo": 1, "out_halo": 2}
 POOL |= {"in_height": 9, "in_width": 8}
-NORM = {"epsilon": 1e-5, "training": 1, "in_halo": 1, "out_halo": 2}
+NORM = {"epsilon": 1e-5, "training": 1, "in_halo": 1, "out_halo": 2, "grad_halo": 3}
 MAP = {"in_halo": 1, "in_height": 9, "in_width": 8}
 X = ["ceil(batch/16)", 3, 11, 10, 16]  # a 9 x 8 map with halo 1
 VECTOR = ["ceil(batch/16)", 6, 1, 1, 16]
@@ -176,7 +176,7 @@ UNKNOWN: list[
             "BatchNormGrad",
             {"dy": ["b", 3, 13, 12, 16], "x": X, "scale": [3], "mean": [3], "invstd": [3], "count": [1]},
             NORM,
-            [X, UNKNOWN, UNKNOWN],
+            [["ceil(batch/16)", 3, 15, 14, 16], UNKNOWN, UNKNOWN],
         ),
         ("Relu", {"x": X}, {}, [X]),
         ("ReluGrad", {"dy": X, "y": X}, {}, [X]),

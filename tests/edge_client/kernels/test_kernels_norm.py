@@ -15,13 +15,14 @@ def normal(rng, *shape):
 class Case:
     """Activations with garbage in padding lanes, gradients with zeros there."""
 
-    def __init__(self, shape, rng, in_halo=1, out_halo=1, training=1):
+    def __init__(self, shape, rng, in_halo=1, out_halo=1, training=1, grad_halo=1):
         self.n, self.c, self.h, self.w = shape
         self.attributes = {
             "epsilon": 1e-5,
             "training": training,
             "in_halo": in_halo,
             "out_halo": out_halo,
+            "grad_halo": grad_halo,
         }
         lanes = -(-self.n // 16) * 16
         self.maps = 3 * normal(rng, lanes, *shape[1:]) + 2
@@ -58,8 +59,8 @@ def test_batch_norm_agrees_with_the_reference_and_torch(
     actual = run_op("BatchNormGrad", *gradient_inputs, **case.attributes)
     for a, b in zip(actual, reference.batch_norm_grad(*gradient_inputs, **case.attributes), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
-    assert_halo_is_zero(actual[0], in_halo)
-    np.testing.assert_array_equal(reference.examples(actual[0], in_halo)[case.n :], 0)
+    assert_halo_is_zero(actual[0], 1)
+    np.testing.assert_array_equal(reference.examples(actual[0], 1)[case.n :], 0)
 
     torch = import_torch()
     x, scale, bias = (
@@ -74,10 +75,74 @@ def test_batch_norm_agrees_with_the_reference_and_torch(
     # momentum 1 makes the running statistics equal to those of the batch.
     np.testing.assert_allclose(outputs[1], running_mean, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(outputs[2], running_var, rtol=1e-4)
-    dx = reference.examples(actual[0], in_halo)[: case.n]
+    dx = reference.examples(actual[0], 1)[: case.n]
     np.testing.assert_allclose(dx, x.grad.numpy(), rtol=1e-3, atol=2e-4)
     np.testing.assert_allclose(actual[1], scale.grad.numpy(), rtol=1e-3, atol=2e-4)
     np.testing.assert_allclose(actual[2], bias.grad.numpy(), rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("is_sum", [False, True])
+@pytest.mark.parametrize("is_residual", [False, True])
+@pytest.mark.parametrize("training", [0, 1])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fused_with_relu_and_addition_is_one_after_the_other(
+    shape, training, is_residual, is_sum, run_op, rng, assert_halo_is_zero
+):
+    case = Case(shape, rng, in_halo=0, out_halo=1, training=training, grad_halo=2)
+    skip = reference.blocked(normal(rng, *case.maps.shape), 1)
+    plain = run_op("BatchNorm", *case.forward_inputs(), **case.attributes)
+    expected = reference.relu(plain[0] + skip if is_residual else plain[0])
+    name = "BatchNormAddRelu" if is_residual else "BatchNormRelu"
+    added = (skip,) if is_residual else ()
+    fused = run_op(name, *case.forward_inputs(), *added, **case.attributes)
+    np.testing.assert_allclose(fused[0], expected, rtol=1e-6, atol=1e-6)
+    assert_halo_is_zero(fused[0], 1)
+    for a, b in zip(fused[1:], plain[1:], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    dy_other = reference.blocked(normal(rng, *shape), 1)
+    masked = reference.relu_grad(case.dy + dy_other if is_sum else case.dy, fused[0])
+    common = (case.x, case.scale, fused[1], fused[3], case.count)
+    wanted = reference.batch_norm_grad(masked, *common, **case.attributes)
+    side = fused[0] if is_residual else case.bias
+    gradient = run_op(
+        f"{name}{'Sum' if is_sum else ''}Grad",
+        case.dy,
+        *common,
+        side,
+        *((dy_other,) if is_sum else ()),
+        **case.attributes,
+    )
+    for a, b in zip(gradient, wanted, strict=False):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
+    assert_halo_is_zero(gradient[0], 2)
+    if is_residual:
+        np.testing.assert_array_equal(gradient[3], masked)
+
+
+def test_the_gradient_takes_the_side_of_the_relu_that_forward_took(run_op, rng):
+    """Outputs a rounding error around zero: forward and gradient must decide alike."""
+    case = Case((16, 2, 32, 32), rng)
+    case.bias[:] = 1e-7
+    case.maps[:] = np.float32(5) + rng.standard_normal(case.maps.shape).astype(np.float32) * 1e-6
+    case.x = reference.blocked(case.maps, 1)
+    y, mean, _, invstd = run_op("BatchNormRelu", *case.forward_inputs(), **case.attributes)
+    ones = reference.blocked(np.ones((case.n, 2, 32, 32)), 1)
+    inputs = (ones, case.x, case.scale, mean, invstd, case.count, case.bias)
+    (d_bias,) = run_op("BatchNormReluGrad", *inputs, wanted=["dbias"], **case.attributes)
+    taken = (reference.examples(y, 1) > 0).sum(axis=(0, 2, 3))
+    assert 0 < taken.min() < taken.max() < 16 * 32 * 32
+    np.testing.assert_array_equal(d_bias, taken)
+
+
+def test_a_mean_far_from_the_first_pixels_does_no_harm(run_op, rng):
+    """The variance is computed around a sample of pixels, here zeros in a map of thousands."""
+    case = Case((16, 1, 32, 32), rng)
+    case.maps[:] = 1000 + rng.standard_normal(case.maps.shape)
+    case.maps[:, :, :4] = 0
+    case.x = reference.blocked(case.maps, 1)
+    _, _, var, _ = run_op("BatchNorm", *case.forward_inputs(), **case.attributes)
+    np.testing.assert_allclose(var, case.maps.astype(np.float64).var(ddof=1), rtol=1e-5)
 
 
 def test_a_large_mean_does_not_swallow_the_variance(run_op, rng):
@@ -142,4 +207,4 @@ def test_wrong_inputs_are_errors_and_the_session_survives(make_node, run_op, rng
     with pytest.raises(Exception, match="attribute training is 2, must be 0 to 1"):
         run_op("BatchNorm", *case.forward_inputs(), **(case.attributes | {"training": 2}))
     with pytest.raises(Exception, match="float attribute epsilon is missing"):
-        run_op("BatchNorm", *case.forward_inputs(), training=1, in_halo=1, out_halo=1)
+        run_op("BatchNorm", *case.forward_inputs(), training=1, in_halo=1, out_halo=1, grad_halo=1)

@@ -1,0 +1,190 @@
+"""The step graph with fewer passes over memory: neighbouring ops become one.
+
+What remains of a sparse step at low density is reading and writing activations, so
+
+    BatchNorm -> Relu                 becomes  BatchNormRelu          ReluGrad -> BatchNormGrad   alike
+    BatchNorm -> Add(skip) -> Relu    becomes  BatchNormAddRelu       ReluGrad -> BatchNormGrad   alike
+    Sum -> BatchNormReluGrad ...      becomes  BatchNormReluSumGrad ...
+    SparseConv -> BatchNorm...        the tensor between them, which no convolution reads, loses its halo
+
+Only the portable step graph is fused: the gradient builder has no part in it, so ops may have any
+number of inputs that carry gradients. The numbers are the same but for rounding (parity checks them).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import onnx
+from onnx import NodeProto, helper
+
+from export.graph import DOMAIN
+
+CONVOLUTIONS = ("SparseConv", "SparseConvBias")
+PIXEL_BYTES = 64
+PAGE_BYTES = 4096
+
+
+def fuse(step: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the fused step graph; its inputs and outputs are those of `step`."""
+    fused = onnx.ModelProto()
+    fused.CopyFrom(step)
+    graph = _Graph(list(fused.graph.node), {output.name for output in fused.graph.output})
+    graph.drop_identities()
+    for node in list(graph.nodes):
+        if node.op_type == "BatchNorm":
+            _fuse_relu(graph, node)
+    for node in list(graph.nodes):
+        if node.op_type == "Sum":
+            _fuse_sum(graph, node)
+    for node in list(graph.nodes):
+        if node.op_type in CONVOLUTIONS:
+            _drop_halo(graph, node)
+    del fused.graph.node[:]
+    fused.graph.node.extend(graph.sorted())
+    return fused
+
+
+@dataclass
+class _Graph:
+    """The nodes, and who writes and reads each tensor."""
+
+    nodes: list[NodeProto]
+    results: set[str]
+    writer: dict[str, NodeProto] = field(default_factory=dict)
+    readers: dict[str, list[NodeProto]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._index()
+
+    def _index(self) -> None:
+        self.writer = {name: node for node in self.nodes for name in node.output if name}
+        self.readers = defaultdict(list)
+        for node in self.nodes:
+            for name in node.input:
+                self.readers[name].append(node)
+
+    def only_reader(self, name: str, op_type: str) -> NodeProto | None:
+        """The reader of a tensor that has no other and is no result of the graph."""
+        readers = self.readers[name]
+        if len(readers) == 1 and readers[0].op_type == op_type and name not in self.results:
+            return readers[0]
+        return None
+
+    def replace(self, gone: list[NodeProto], by: NodeProto) -> None:
+        """Put a node in the place of the last of those that go."""
+        keys = {id(node) for node in gone}
+        last = max(i for i, node in enumerate(self.nodes) if id(node) in keys)
+        self.nodes[last] = by
+        self.nodes = [node for node in self.nodes if id(node) not in keys]
+        self._index()
+
+    def drop_identities(self) -> None:
+        source: dict[str, str] = {}
+        kept = []
+        for node in self.nodes:
+            node.input[:] = [source.get(name, name) for name in node.input]
+            if node.op_type == "Identity" and node.output[0] not in self.results:
+                source[node.output[0]] = node.input[0]
+            else:
+                kept.append(node)
+        self.nodes = kept
+        self._index()
+
+    def sorted(self) -> list[NodeProto]:
+        """Every node behind those it reads from, else in the present order."""
+        done: set[int] = set()
+        order: list[NodeProto] = []
+
+        def visit(node: NodeProto) -> None:
+            stack = [node]
+            while stack:
+                top = stack[-1]
+                before = (self.writer.get(name) for name in top.input)
+                missing = [n for n in before if n is not None and id(n) not in done]
+                if missing:
+                    stack.append(missing[0])
+                    continue
+                stack.pop()
+                if id(top) not in done:
+                    done.add(id(top))
+                    order.append(top)
+
+        for node in self.nodes:
+            visit(node)
+        return order
+
+
+def _made(op_type: str, like: NodeProto, inputs: list[str], outputs: list[str]) -> NodeProto:
+    node = helper.make_node(op_type, inputs, outputs, like.name, domain=DOMAIN)
+    node.attribute.extend(like.attribute)
+    return node
+
+
+def _fuse_relu(graph: _Graph, norm: NodeProto) -> None:
+    """Fuse a batch norm with the ReLU behind it, and what is added in between; forward and backward."""
+    add = graph.only_reader(norm.output[0], "Add")
+    before = add.output[0] if add else norm.output[0]
+    relu = graph.only_reader(before, "Relu")
+    if relu is None:
+        return
+    relu_grad = next((n for n in graph.readers[relu.output[0]] if n.op_type == "ReluGrad"), None)
+    norm_grad = next((n for n in graph.readers[norm.output[3]] if n.op_type == "BatchNormGrad"), None)
+    if relu_grad is None or norm_grad is None or norm_grad.input[0] != relu_grad.output[0]:
+        return
+    if add is None and len(graph.readers[relu_grad.output[0]]) > 1:
+        return
+    forward_inputs, gradient_inputs = list(norm.input), [relu_grad.input[0], *norm_grad.input[1:]]
+    gradient_outputs = [*norm_grad.output, *[""] * (3 - len(norm_grad.output))]
+    if add is None:
+        forward, backward = "BatchNormRelu", "BatchNormReluGrad"
+        gradient_inputs.append(norm.input[2])
+    else:
+        if norm.output[0] == add.input[0] == add.input[1]:
+            return
+        forward, backward = "BatchNormAddRelu", "BatchNormAddReluGrad"
+        forward_inputs.append(add.input[1] if add.input[0] == norm.output[0] else add.input[0])
+        gradient_inputs.append(relu.output[0])
+        others = [n for n in graph.readers[relu_grad.output[0]] if n is not norm_grad]
+        gradient_outputs.append(relu_grad.output[0] if others else "")
+    while not gradient_outputs[-1]:
+        gradient_outputs.pop()
+    outputs = [relu.output[0], *norm.output[1:]]
+    graph.replace([n for n in (norm, add, relu) if n], _made(forward, norm, forward_inputs, outputs))
+    graph.replace([relu_grad, norm_grad], _made(backward, norm_grad, gradient_inputs, gradient_outputs))
+
+
+def _fuse_sum(graph: _Graph, total: NodeProto) -> None:
+    """Let the gradient of a batch norm add the gradients of the two branches that read its output."""
+    for op_type in ("BatchNormReluGrad", "BatchNormAddReluGrad"):
+        grad = graph.only_reader(total.output[0], op_type)
+        if grad is not None and len(total.input) == 2:
+            inputs = [total.input[0], *grad.input[1:], total.input[1]]
+            fused = _made(op_type.replace("Grad", "SumGrad"), grad, inputs, list(grad.output))
+            graph.replace([total, grad], fused)
+
+
+def _drop_halo(graph: _Graph, conv: NodeProto) -> None:
+    """Store the output of a convolution without halo where only a batch norm and its gradient read it.
+
+    The gradient keeps its halo, which the convolution's input gradient reads (`grad_halo`). Without
+    halo a plane may take whole pages, and then the channels of a tile fall into the same sets of the
+    caches: such tensors keep theirs.
+    """
+    readers = graph.readers[conv.output[0]]
+    if not all(n.op_type.startswith("BatchNorm") for n in readers):
+        return
+    if _get(readers[0], "in_height") * _get(readers[0], "in_width") * PIXEL_BYTES % PAGE_BYTES == 0:
+        return
+    _set(conv, "out_halo", 0)
+    for node in readers:
+        _set(node, "in_halo", 0)
+
+
+def _get(node: NodeProto, name: str) -> int:
+    return int(next(a for a in node.attribute if a.name == name).i)
+
+
+def _set(node: NodeProto, name: str, value: int) -> None:
+    next(a for a in node.attribute if a.name == name).i = value
