@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from edge_client.optimizer import Sgd
 from edge_client.runtime import Runtime
 from protocol.artifact import Manifest
 from protocol.errors import ArtifactError
@@ -82,19 +83,13 @@ class Trainer:
         weights, gradient = runtime.values[:num_trained], runtime.gradient[:num_trained]
         statistics, batch_statistics = runtime.values[num_trained:], runtime.gradient[num_trained:]
         share = self._statistic_momentum()
-        velocity = np.zeros_like(weights)
-        change = np.empty_like(weights)
+        optimizer = Sgd(training, num_trained)
         for _ in range(training.local_epochs):
             losses: list[float] = []
             for batch in batches(self._examples, training.batch_size, self._rng):
                 losses.append(self._check(runtime.step(batch)))
                 with np.errstate(over="ignore", invalid="ignore"):  # The next loss tells.
-                    np.multiply(weights, training.weight_decay, out=change)
-                    change += gradient
-                    velocity *= training.momentum
-                    velocity += change
-                    np.multiply(velocity, training.learning_rate, out=change)
-                    weights -= change
+                    optimizer.step(weights, gradient)
                     statistics += share * (batch_statistics - statistics)
             self.num_steps += len(losses)
             self.loss = float(np.mean(losses))

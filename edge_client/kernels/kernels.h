@@ -118,6 +118,10 @@ struct Pool {
     bool count_include_pad;  // average pooling: divide by the whole window, not by its part inside x
 };
 
+struct SgdRates {
+    float learning_rate, momentum, weight_decay;
+};
+
 struct Kernels {
     const char* isa;       // "avx512", "avx2", "baseline" or "neon"
     int64_t spmm_pixels;   // largest tile area of spmm: what keeps its accumulators in registers
@@ -142,6 +146,8 @@ struct Kernels {
     void (*relu)(const float* x, float* y, int64_t begin, int64_t end);
     void (*relu_grad)(const float* dy, const float* y, float* dx, int64_t begin, int64_t end);
     void (*add)(const float* a, const float* b, float* y, int64_t begin, int64_t end);
+    // Over stored weights, not activations.
+    void (*sgd)(float* weight, const float* gradient, float* velocity, int64_t count, const SgdRates&);
 
     // Mean and biased variance over valid lanes.
     void (*moments)(const BatchNorm&, const float* x, int64_t channel, double* mean, double* variance);

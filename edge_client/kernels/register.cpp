@@ -56,4 +56,11 @@ SPARSEFLEET_EXPORT const char* sparsefleet_isa() {
     }
 }
 
+// One step of SGD, in place; not an op, because weights and velocity belong to the caller.
+SPARSEFLEET_EXPORT void sparsefleet_sgd(float* weight, const float* gradient, float* velocity, int64_t count,
+                                        float learning_rate, float momentum, float weight_decay) {
+    const sparsefleet::SgdRates rates{learning_rate, momentum, weight_decay};
+    sparsefleet::kernels().sgd(weight, gradient, velocity, count, rates);
+}
+
 SPARSEFLEET_EXPORT const char* sparsefleet_ops_version() { return SPARSEFLEET_VERSION; }

@@ -53,6 +53,7 @@ const Kernels SPARSEFLEET_TABLE = {
     relu,
     relu_grad,
     add,
+    sgd,
     moments,
     normalize,
     normalize_sums,
