@@ -5,7 +5,7 @@ What remains of a sparse step at low density is reading and writing activations,
     BatchNorm -> Relu                 becomes  BatchNormRelu          ReluGrad -> BatchNormGrad   alike
     BatchNorm -> Add(skip) -> Relu    becomes  BatchNormAddRelu       ReluGrad -> BatchNormGrad   alike
     Sum -> BatchNormReluGrad ...      becomes  BatchNormReluSumGrad ...
-    SparseConv -> BatchNorm...        the tensor between them, which no convolution reads, loses its halo
+    SparseConv -> BatchNorm ...       the tensor between them, which no convolution reads, loses its halo
 
 Only the portable step graph is fused: the gradient builder has no part in it, so ops may have any
 number of inputs that carry gradients. The numbers are the same but for rounding (parity checks them).
@@ -38,8 +38,8 @@ def fuse(step: onnx.ModelProto) -> onnx.ModelProto:
     for node in list(graph.nodes):
         if node.op_type == "Sum":
             _fuse_sum(graph, node)
-    for node in list(graph.nodes):
-        if node.op_type in CONVOLUTIONS:
+    for node in graph.nodes:
+        if node.op_type in (*CONVOLUTIONS, "SparseConvGrad"):
             _drop_halo(graph, node)
     del fused.graph.node[:]
     fused.graph.node.extend(graph.sorted())
@@ -166,20 +166,25 @@ def _fuse_sum(graph: _Graph, total: NodeProto) -> None:
 
 
 def _drop_halo(graph: _Graph, conv: NodeProto) -> None:
-    """Store the output of a convolution without halo where only a batch norm and its gradient read it.
+    """Leave out the halo of a convolution's result where only batch norms read it: they read the inside.
 
-    The gradient keeps its halo, which the convolution's input gradient reads (`grad_halo`). Without
-    halo a plane may take whole pages, and then the channels of a tile fall into the same sets of the
-    caches: such tensors keep theirs.
+    The result of forward is stored without halo; its gradient has one all the same (`grad_halo`), for
+    the convolution's input gradient. But if a plane without halo took whole pages, the channels of a
+    tile would fall into the same sets of the caches: such tensors keep theirs, and so do gradients,
+    whose halo is that of their tensor; it is only not cleared.
     """
     readers = graph.readers[conv.output[0]]
-    if not all(n.op_type.startswith("BatchNorm") for n in readers):
+    if not conv.output[0] or not all(n.op_type.startswith("BatchNorm") for n in readers):
+        return
+    _set(conv, "clear_halo", 0)
+    if conv.op_type not in CONVOLUTIONS:
         return
     if _get(readers[0], "in_height") * _get(readers[0], "in_width") * PIXEL_BYTES % PAGE_BYTES == 0:
         return
-    _set(conv, "out_halo", 0)
     for node in readers:
+        _set(node, "grad_halo", _get(node, "in_halo"))
         _set(node, "in_halo", 0)
+    _set(conv, "out_halo", 0)
 
 
 def _get(node: NodeProto, name: str) -> int:
@@ -187,4 +192,6 @@ def _get(node: NodeProto, name: str) -> int:
 
 
 def _set(node: NodeProto, name: str, value: int) -> None:
-    next(a for a in node.attribute if a.name == name).i = value
+    kept = [attribute for attribute in node.attribute if attribute.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(name, value)])

@@ -237,7 +237,6 @@ def _batch_norm(context: _Context, node: NodeProto) -> None:
         training=1,
         in_halo=context.halos[node.input[0]],
         out_halo=context.halos[output],
-        grad_halo=context.halos[node.input[0]],
         in_height=height,
         in_width=width,
     )

@@ -6,7 +6,8 @@
 // that a tensor carries on all four sides. Vectors are [B, F, 1, 1, 16] with halo 0.
 //
 // Invariants, which every op may rely on and must preserve:
-// 1. The halo of every blocked tensor, activation or gradient, is zero.
+// 1. The halo of every blocked tensor, activation or gradient, is zero; but for the results of
+//    convolutions with clear_halo = 0, of which only the inside is read (export/fuse.py).
 // 2. A gradient has exactly the shape and the halo of its tensor.
 // 3. Gradients are zero in padding lanes (n >= N). UnpackGrad starts it, every op preserves it,
 //    BatchNormGrad restores it. Activations hold finite garbage there, which nobody reads into a

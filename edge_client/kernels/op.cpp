@@ -32,6 +32,13 @@ bool succeeded(OrtStatus* status) {
     return false;
 }
 
+int64_t in_range(const char* name, int64_t value, int64_t lowest, int64_t highest) {
+    require(value >= lowest && value <= highest,
+            std::string("attribute ") + name + " is " + std::to_string(value) + ", must be " +
+                std::to_string(lowest) + " to " + std::to_string(highest));
+    return value;
+}
+
 }  // namespace
 
 std::string to_string(const Shape& shape) {
@@ -57,10 +64,13 @@ int64_t Attributes::integer(const char* name, int64_t lowest, int64_t highest) c
     int64_t value = 0;
     require(succeeded(ort().kernel_info_get_attribute_int64(info_, name, &value)),
             std::string("integer attribute ") + name + " is missing");
-    require(value >= lowest && value <= highest,
-            std::string("attribute ") + name + " is " + std::to_string(value) + ", must be " +
-                std::to_string(lowest) + " to " + std::to_string(highest));
-    return value;
+    return in_range(name, value, lowest, highest);
+}
+
+int64_t Attributes::integer_or(const char* name, int64_t otherwise, int64_t lowest, int64_t highest) const {
+    int64_t value = 0;
+    const bool is_given = succeeded(ort().kernel_info_get_attribute_int64(info_, name, &value));
+    return is_given ? in_range(name, value, lowest, highest) : otherwise;
 }
 
 float Attributes::real(const char* name) const {

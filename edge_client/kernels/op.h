@@ -41,11 +41,13 @@ struct Port {
 using Shape = std::vector<int64_t>;
 std::string to_string(const Shape& shape);
 
-// The attributes of a node. Both throw OpError when the attribute is missing.
+// The attributes of a node. All throw OpError when the value is out of range, the ones without a
+// default also when the attribute is missing.
 class Attributes {
   public:
     explicit Attributes(const OrtKernelInfo* info) : info_(info) {}
     int64_t integer(const char* name, int64_t lowest, int64_t highest = INT32_MAX) const;  // range-checked
+    int64_t integer_or(const char* name, int64_t otherwise, int64_t lowest, int64_t highest) const;
     float real(const char* name) const;
 
   private:

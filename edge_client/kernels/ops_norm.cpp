@@ -24,7 +24,7 @@ struct NormAttributes {
           is_training(a.integer("training", 0, 1) == 1),
           in_halo(a.integer("in_halo", 0)),
           out_halo(a.integer("out_halo", 0)),
-          grad_halo(a.integer("grad_halo", 0)) {
+          grad_halo(a.integer_or("grad_halo", in_halo, 0, INT32_MAX)) {
         require(epsilon >= 0.0f, "epsilon is negative");
     }
 
@@ -188,7 +188,7 @@ struct Backward {
         const auto x = s.input(1, 5);
         if (!x) return;
         const auto in = s.attribute("in_halo"), grad = s.attribute("grad_halo");
-        if (in && grad) s.set(0, NormAttributes::with_halo(*x, *in, *grad));
+        if (in) s.set(0, NormAttributes::with_halo(*x, *in, grad ? *grad : *in));
     }
 
     NormAttributes attributes;

@@ -92,7 +92,7 @@ void weight_gradient(Context& context, const Pass& pass, const float* x, const f
     });
 }
 
-void forward(Context& context, PlanCache& cache, const ConvGeometry& g, bool has_bias) {
+void forward(Context& context, PlanCache& cache, const ConvGeometry& g, bool has_bias, bool clear_halo) {
     const Weights w = weights_of(context.input(1), context.input(has_bias ? 3 : 2));
     const float* bias = nullptr;
     if (has_bias) {
@@ -104,17 +104,12 @@ void forward(Context& context, PlanCache& cache, const ConvGeometry& g, bool has
     const Tensor x = context.input(0);
     float* y = context.output(0, shape_of(g.y));
     if (y == nullptr) return;
-    zero_halos(context, y, g.y);
+    if (clear_halo) zero_halos(context, y, g.y);
     run_spmm(context, plan->passes[0], w.values, bias, x.as<float>(), y);
 }
 
-void input_gradient(Context& context, const Plan& plan, const float* values, const float* dy, float* dx) {
-    zero_halos(context, dx, plan.geometry.x);
-    for (const Pass& pass : plan.passes) run_spmm(context, pass, values, nullptr, dy, dx);
-}
-
 // Inputs dy, x, values, indices; outputs dx, dvalues, dbias, each only if somebody wants it.
-void backward(Context& context, PlanCache& cache, ConvGeometry g) {
+void backward(Context& context, PlanCache& cache, ConvGeometry g, bool clear_halo) {
     const Kernels& k = kernels();
     const Tensor dy = context.input(0), x = context.input(1);
     require_shape(dy, shape_of(g.y));
@@ -124,7 +119,12 @@ void backward(Context& context, PlanCache& cache, ConvGeometry g) {
     float* d_bias = context.output(2, {g.y.channels});
     g.wants_dx = dx != nullptr ? 1 : 0;
     const auto plan = cache.get(g, w.indices, w.nnz, backward_plan);
-    if (dx != nullptr) input_gradient(context, *plan, w.values, dy.as<float>(), dx);
+    if (dx != nullptr) {
+        if (clear_halo) zero_halos(context, dx, g.x);
+        for (const Pass& pass : plan->passes) {
+            run_spmm(context, pass, w.values, nullptr, dy.as<float>(), dx);
+        }
+    }
     if (d_values != nullptr) {
         weight_gradient(context, plan->weight_gradient, x.as<float>(), dy.as<float>(), d_values);
     }
@@ -137,6 +137,7 @@ void backward(Context& context, PlanCache& cache, ConvGeometry g) {
 
 struct ConvAttributes {
     int64_t out_channels, kernel_h, kernel_w, stride, pad, in_halo, out_halo;
+    bool clear_halo;  // of the result; not where everybody reads only what lies inside
 
     explicit ConvAttributes(const Attributes& a)
         : out_channels(a.integer("out_channels", 1)),
@@ -145,7 +146,8 @@ struct ConvAttributes {
           stride(a.integer("stride", 1)),
           pad(a.integer("pad", 0)),
           in_halo(a.integer("in_halo", 0)),
-          out_halo(a.integer("out_halo", 0)) {
+          out_halo(a.integer("out_halo", 0)),
+          clear_halo(a.integer_or("clear_halo", 1, 0, 1) == 1) {
         require(in_halo >= pad,
                 "in_halo is " + std::to_string(in_halo) + ", less than pad " + std::to_string(pad));
     }
@@ -179,7 +181,9 @@ struct SparseConv {
     static constexpr const auto& outputs = OUTPUTS;
 
     explicit SparseConv(const Attributes& a) : conv(a) {}
-    void compute(Context& context) { forward(context, cache, conv.geometry(context.input(0)), false); }
+    void compute(Context& context) { 
+        forward(context, cache, conv.geometry(context.input(0)), false, conv.clear_halo);
+    }
 
     static void infer(ShapeContext& s) {
         const auto x = s.input(0, 5);
@@ -201,7 +205,9 @@ struct SparseConvBias : SparseConv {
     static constexpr const auto& inputs = INPUTS_WITH_BIAS;
 
     using SparseConv::SparseConv;
-    void compute(Context& context) { forward(context, cache, conv.geometry(context.input(0)), true); }
+    void compute(Context& context) { 
+        forward(context, cache, conv.geometry(context.input(0)), true, conv.clear_halo);
+    }
 };
 
 // Only the first output: see ShapeContext::set.
@@ -219,7 +225,9 @@ struct SparseConvGrad {
     static constexpr const auto& outputs = GRADIENT_OUTPUTS;
 
     explicit SparseConvGrad(const Attributes& a) : conv(a) {}
-    void compute(Context& context) { backward(context, cache, conv.geometry(context.input(1))); }
+    void compute(Context& context) { 
+        backward(context, cache, conv.geometry(context.input(1)), conv.clear_halo);
+    }
     static void infer(ShapeContext& s) { infer_gradients(s); }
 
     ConvAttributes conv;
@@ -233,7 +241,7 @@ struct SparseGemm {
 
     explicit SparseGemm(const Attributes& a) : out_features(a.integer("out_features", 1)) {}
     void compute(Context& context) {
-        forward(context, cache, gemm_geometry(context.input(0), out_features), false);
+        forward(context, cache, gemm_geometry(context.input(0), out_features), false, false);
     }
 
     static void infer(ShapeContext& s) {
@@ -252,7 +260,7 @@ struct SparseGemmBias : SparseGemm {
 
     using SparseGemm::SparseGemm;
     void compute(Context& context) {
-        forward(context, cache, gemm_geometry(context.input(0), out_features), true);
+        forward(context, cache, gemm_geometry(context.input(0), out_features), true, false);
     }
 };
 
@@ -263,7 +271,7 @@ struct SparseGemmGrad {
 
     explicit SparseGemmGrad(const Attributes& a) : out_features(a.integer("out_features", 1)) {}
     void compute(Context& context) {
-        backward(context, cache, gemm_geometry(context.input(1), out_features));
+        backward(context, cache, gemm_geometry(context.input(1), out_features), false);
     }
     static void infer(ShapeContext& s) { infer_gradients(s); }
 

@@ -306,3 +306,13 @@ def test_wrong_shapes_and_attributes_are_errors(run_op, rng):
         run_op("SparseGemm", x, values, None, indices, out_features=3)
     with pytest.raises(Exception, match=r"dy has shape .*, expected \[1, 4, 1, 1, 16\]"):
         run_op("SparseGemmGrad", vectors, vectors, values[:0], indices[:0], out_features=4)
+
+
+def test_a_halo_that_nobody_reads_is_left_alone(run_op, rng):
+    """The inside is the same; clearing is what a graph may leave out."""
+    case = Case(GEOMETRIES["3x3"], 0.5, rng)
+    inputs = case.x, case.values, None, case.indices
+    (cleared,) = run_op("SparseConv", *inputs, **case.attributes)
+    (left,) = run_op("SparseConv", *inputs, **case.attributes, clear_halo=0)
+    halo = case.attributes["out_halo"]
+    np.testing.assert_array_equal(reference.examples(left, halo), reference.examples(cleared, halo))
