@@ -38,10 +38,11 @@ constexpr int64_t TILE_TALL_MAX = 8;
 constexpr int64_t TILE_WIDE_MAX = 16;
 
 // One visit to a row within a column block: its entries end before `end` and begin where those of
-// the previous visit end.
+// the previous visit end. Their values are consecutive, from `value` on.
 struct Visit {
     int32_t row;
     int32_t end;
+    int32_t value;
 };
 
 // A sparse matrix whose columns are places in a blocked tensor. Entries are stored in the order in
@@ -60,7 +61,7 @@ struct SparseRows {
 struct Spmm {
     SparseRows matrix;
     Tiling tiling;
-    const float* value;  // one per entry
+    const float* value;  // one per entry, where its visit says
     const float* bias;   // one per row, or null
     const float* x;      // the pixel (0, 0, 0) of the source
     Triple x_stride;     // in floats
@@ -71,7 +72,8 @@ struct Spmm {
 
 // d_value[entry] = sum over pixels and lanes of dy[pixel, row] * x[pixel + offset]: the product of two
 // dense matrices, sampled at the mask. The chunk tile group * row_groups + row group overwrites the
-// entries of its rows in d_value[tile group]; the sum over the tile groups is left to the caller.
+// values of its rows in d_value[tile group]; the sum over the tile groups is left to the caller.
+// A row group's values lie where its entries do: from the first to the last of them.
 struct Sddmm {
     SparseRows matrix;
     Tiling tiling;

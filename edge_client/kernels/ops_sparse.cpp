@@ -34,11 +34,12 @@ void zero_halos(Context& context, float* y, const Blocked& g) {
 
 // Run fn(begin, end) over [0, count) in pieces that are worth a hand-over.
 template <class Function>
-void over_entries(Context& context, const std::vector<int32_t>& order, const Function& fn) {
-    constexpr int64_t PIECE = 16 * 1024;
-    const int64_t count = static_cast<int64_t>(order.size());
-    context.parallel((count + PIECE - 1) / PIECE,
-                     [&](int64_t piece) { fn(piece * PIECE, std::min((piece + 1) * PIECE, count)); });
+void over_entries(Context& context, size_t count, const Function& fn) {
+    constexpr size_t PIECE = 16 * 1024;
+    context.parallel(static_cast<int64_t>((count + PIECE - 1) / PIECE), [&](int64_t piece) {
+        const size_t begin = static_cast<size_t>(piece) * PIECE;
+        fn(begin, std::min(begin + PIECE, count));
+    });
 }
 
 // Scratch of one float per entry. Never of size 0, and not initialised.
@@ -47,15 +48,19 @@ std::unique_ptr<float[]> per_entry(size_t count) { return std::unique_ptr<float[
 void run_spmm(Context& context, const Pass& pass, const float* values, const float* bias, const float* x,
               float* y) {
     const Kernels& k = kernels();
-    // The values change with every step, so they are put into this pass's order every time.
     const std::vector<int32_t>& order = pass.matrix.order;
-    const auto ordered = per_entry(order.size());
-    over_entries(context, order, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; i++) ordered[i] = values[order[static_cast<size_t>(i)]];
-    });
+    std::unique_ptr<float[]> ordered;
+    if (!order.empty()) {
+        // The values change with every step, so they are put into this pass's order every time.
+        ordered = per_entry(order.size());
+        over_entries(context, order.size(), [&](size_t begin, size_t end) {
+            for (size_t i = begin; i < end; i++) ordered[i] = values[order[i]];
+        });
+        values = ordered.get();
+    }
     const Spmm call{pass.matrix.view(),
                     pass.tiling,
-                    ordered.get(),
+                    values,
                     bias,
                     x + pass.source_base,
                     pass.source_stride,
@@ -67,10 +72,9 @@ void run_spmm(Context& context, const Pass& pass, const float* values, const flo
 
 void weight_gradient(Context& context, const Pass& pass, const float* x, const float* dy, float* d_values) {
     const Kernels& k = kernels();
-    const std::vector<int32_t>& order = pass.matrix.order;
-    const size_t entries = order.size();
-    const int64_t tile_groups = pass.tiling.tile_groups;
-    const auto partial = per_entry(entries * static_cast<size_t>(tile_groups));
+    const size_t entries = pass.matrix.offset.size();
+    const size_t tile_groups = static_cast<size_t>(pass.tiling.tile_groups);
+    const auto partial = per_entry(entries * tile_groups);
     const Sddmm call{pass.matrix.view(),
                      pass.tiling,
                      x + pass.source_base,
@@ -81,13 +85,11 @@ void weight_gradient(Context& context, const Pass& pass, const float* x, const f
                      partial.get(),
                      static_cast<int64_t>(entries)};
     context.parallel(pass.num_chunks(), [&](int64_t chunk) { k.sddmm(call, chunk); });
-    over_entries(context, order, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; i++) {
-            float sum = 0.0f;
-            for (int64_t group = 0; group < tile_groups; group++) {
-                sum += partial[static_cast<size_t>(group) * entries + static_cast<size_t>(i)];
-            }
-            d_values[order[static_cast<size_t>(i)]] = sum;
+    over_entries(context, entries, [&](size_t begin, size_t end) {
+        std::fill(d_values + begin, d_values + end, 0.0f);
+        for (size_t group = 0; group < tile_groups; group++) {
+            const float* from = partial.get() + group * entries;
+            for (size_t i = begin; i < end; i++) d_values[i] += from[i];
         }
     });
 }

@@ -28,7 +28,9 @@ struct SparseMatrix {
     std::vector<int32_t> first;
     std::vector<Visit> visits;    // the first one is the sentinel before entry 0
     std::vector<int32_t> offset;  // one per entry
-    std::vector<int32_t> order;   // entry -> position in values
+    // Entry -> position in values, where the visits are to find them in the order of entries; empty
+    // where every visit finds its values in place, because they are stored row by row.
+    std::vector<int32_t> order;
 
     SparseRows view() const { return {col_blocks, first.data(), visits.data() + 1, offset.data()}; }
 };
