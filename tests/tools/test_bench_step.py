@@ -13,7 +13,7 @@ import pytest
 
 from protocol.layout import PRUNABLE
 from protocol.sparse import Mask
-from tools.bench import layers, rivals, subject
+from tools.bench import graphs, layers, profile, rivals, subject, wire
 from tools.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -90,6 +90,7 @@ def test_only_the_sides_that_were_asked_for_are_measured(capsys):
         (["step", "--model", "cnn", "--artifact", "x"], "both given"),
         (["step", "--model", "nope"], "unknown model 'nope'"),
         (["layers", "--artifact", "nowhere"], "sparsefleet export"),
+        (["--model", "cnn", "step"], "--model: write the options of `bench step` after its name"),
     ],
 )
 def test_a_wrong_option_is_explained(capsys, arguments, said):
@@ -158,6 +159,18 @@ def test_each_layer_has_a_rate_and_its_share_of_the_roofline():
         assert row["forward_gflop_per_s"] * row["forward_s"] * 1e9 == pytest.approx(operations)
         assert row["share"] == pytest.approx(row["gflop_per_s"] / row["gather_l1_gflop_per_s"])
     assert "64x64x3x3" in "\n".join(layers.lines(found))
+
+
+def test_a_profile_has_every_operator_of_the_graph(capsys):
+    command = ["bench", "profile", "--model", "cnn", "--batch", "8", "--density", "0.1"]
+    assert main([*command, "--json"]) == 0
+    (found,) = objects(capsys.readouterr().out)
+    counts = {row["operator"]: row["count"] for row in found["operators"]}
+    in_graph = [node.op_type for node in wire.nodes(graphs.read("cnn")[1])]
+    ours = {name: in_graph.count(name) for name in set(in_graph) if name.startswith("Sparse")}
+    assert ours.items() <= counts.items()
+    assert sum(row["share"] for row in found["operators"]) == pytest.approx(1)
+    assert "SparseConvGrad" in "\n".join(profile.lines(found))
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -13,75 +14,98 @@ from protocol.errors import ConfigError
 
 USUAL_BATCH = {"mlp": 64, "lenet": 64, "cnn": 64, "resnet8": 16, "resnet18": 16, "vgg19": 32}
 DENSITIES = (0.1, 0.05, 0.02)
+# Each part: what it is for, an example, and its options.
 PARTS = {
-    "step": ("One whole training step beside other engines.", "step --model resnet18 --batch 16 --density 0.02"),
-    "gemm": ("One linear layer, all three products, beside torch.", "gemm --size 1024 --batch 64 --density 0.02"),
-    "layers": ("Each layer alone and hot, beside the roofline.", "layers --model resnet18 --density 0.05"),
-    "roofline": ("What one core of this machine can do at most.", "roofline"),
-    "memory": ("Peak memory of a client that trains each model.", "memory --model resnet18 --density 0.02"),
-    "table": ("The engine's targets beside what is measured here; minutes.", "table"),
-}  # fmt: skip
+    "step": (
+        "One whole training step beside other engines.",
+        "step --model resnet18 --batch 16 --density 0.02",
+        "model artifact batch density masks against threads seconds json",
+    ),
+    "gemm": (
+        "One linear layer, all three products, beside torch.",
+        "gemm --size 1024 --batch 64 --density 0.02",
+        "size batch density threads seconds json",
+    ),
+    "layers": (
+        "Each layer alone and hot, beside the roofline.",
+        "layers --model resnet18 --density 0.05",
+        "model artifact batch density threads seconds json",
+    ),
+    "profile": (
+        "Where the time of a step goes, by operator.",
+        "profile --model resnet18 --density 0.02",
+        "model artifact batch density masks threads json",
+    ),
+    "roofline": ("What one core of this machine can do at most.", "roofline", "json"),
+    "memory": (
+        "Peak memory of a client that trains each model.",
+        "memory --model resnet18 --density 0.02",
+        "model artifact batch density masks threads client-python json",
+    ),
+    "table": (
+        "The engine's targets beside what is measured here; minutes.",
+        "table --out runs/table",
+        "structured only seconds client-python out",
+    ),
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the parts and their options to `sparsefleet bench`; without a part it measures everything."""
-    parser.add_argument("--out", type=Path, help="write CSV, JSON and a plot of everything into this folder")
-    parser.add_argument("--model", help="one model instead of the usual list")
-    _common(parser)
+    known = _options()
+    for name in EVERYTHING:
+        own = {"default": None, "metavar": known[name].get("metavar", name.upper())}
+        parser.add_argument(f"--{name}", dest=f"all_{name}", **{**known[name], **own})
     parser.set_defaults(run=_everything)
     parts = parser.add_subparsers(dest="part", metavar="PART")
-    made: dict[str, argparse.ArgumentParser] = {}
-    for name, (text, example) in PARTS.items():
-        part = made[name] = parts.add_parser(
+    for name, (text, example, options) in PARTS.items():
+        part = parts.add_parser(
             name,
             help=text,
             description=text,
             epilog=f"example:\n  sparsefleet bench {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        part.set_defaults(run=globals()[f"_{name}"])
-        if name != "table":
-            part.add_argument("--json", action="store_true", help="one JSON object for each measurement")
-        if name != "roofline":
-            _common(part)
-        if name in ("step", "layers", "memory"):
-            part.add_argument("--model", help="a built-in model, or yours as module:function (needs torch)")
-            part.add_argument("--artifact", type=Path, help="an artifact folder instead of a model")
-        if name in ("step", "gemm", "layers", "memory"):
-            part.add_argument("--batch", type=_positive, help="examples; default as in docs/bench.md")
-            part.add_argument("--density", type=_share, help="one density instead of the usual list")
-        if name in ("memory", "table"):
-            part.add_argument(
-                "--client-python",
-                default=sys.executable,
-                metavar="PYTHON",
-                help="interpreter of the client whose memory is measured: one with a board's packages",
-            )
-        if name in ("step", "memory"):
-            part.add_argument("--masks", choices=["uniform", "erk"], default="uniform")
-    made["step"].add_argument(
-        "--against",
-        default="dense_torch,dense_ort_training,sparseprop,dense",
-        help="sides to measure beside ours, with commas; default: %(default)s",
-    )
-    made["gemm"].add_argument("--size", type=_positive, default=1024)
-    made["table"].add_argument(
-        "--structured",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FOLDER",
-        help="narrowed ResNet-18 artifacts",
-    )
-    made["table"].add_argument("--only", default="", help="only rows whose name contains this")
-    made["table"].add_argument(
-        "--out", type=Path, help="also write the table and every figure behind it here"
-    )
+        for option in options.split():
+            part.add_argument(f"--{option}", **known[option])
+        part.set_defaults(run=functools.partial(_run_part, globals()[f"_{name}"]))
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=_positive, default=1, help="of every side; default 1")
-    parser.add_argument("--seconds", type=float, help="time given to each side of a measurement")
+EVERYTHING = ("out", "model", "threads", "seconds")
+
+
+def _options() -> dict[str, dict[str, Any]]:
+    sides = "dense_torch,dense_ort_training,sparseprop,dense"
+    python = "interpreter of the client whose memory is measured: one with a board's packages"
+    return {
+        "model": {"help": "a built-in model, or yours as module:function (needs torch); default: several"},
+        "artifact": {"type": Path, "metavar": "FOLDER", "help": "an artifact instead of a model"},
+        "batch": {"type": _positive, "help": "examples; the default depends on the model"},
+        "density": {"type": _share, "help": "of the prunable weights; default: 0.1, 0.05 and 0.02"},
+        "masks": {"choices": ["uniform", "erk"], "default": "uniform"},
+        "against": {"default": sides, "help": "sides to measure beside ours; default: %(default)s"},
+        "size": {"type": _positive, "default": 1024, "help": "inputs and outputs; default %(default)s"},
+        "threads": {"type": _positive, "default": 1, "help": "of every side; default 1"},
+        "seconds": {"type": float, "help": "time given to each side of a measurement; default 4, layers 1"},
+        "client-python": {"default": sys.executable, "metavar": "PYTHON", "help": python},
+        "structured": {
+            "type": Path,
+            "nargs": "+",
+            "default": [],
+            "metavar": "FOLDER",
+            "help": "narrowed ResNet-18 artifacts",
+        },
+        "only": {"default": "", "metavar": "TEXT", "help": "only rows whose name contains this"},
+        "out": {"type": Path, "metavar": "FOLDER", "help": "write every figure into this folder"},
+        "json": {"action": "store_true", "help": "print one JSON object for each measurement"},
+    }
+
+
+def _run_part(part: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    given = [f"--{name}" for name in EVERYTHING if getattr(options, f"all_{name}") is not None]
+    if given:
+        raise ConfigError(f"{', '.join(given)}: write the options of `bench {options.part}` after its name")
+    return part(options)
 
 
 def _positive(text: str) -> int:
@@ -164,6 +188,16 @@ def _layers(options: argparse.Namespace) -> int:
     return _for_each(options, ("resnet18",), one)
 
 
+def _profile(options: argparse.Namespace) -> int:
+    from tools.bench import profile
+
+    def one(subject: Any, batch: int, density: float) -> None:
+        found = profile.measure(subject, batch, density, options.masks, options.threads)
+        _show(options, found, profile.lines(found))
+
+    return _for_each(options, ("resnet18",), one)
+
+
 def _roofline(options: argparse.Namespace) -> int:
     from tools.bench import roofline
 
@@ -186,15 +220,17 @@ def _table(options: argparse.Namespace) -> int:
     from tools.bench import table
     from tools.bench.timing import SECONDS
 
-    bench = table.Bench(options.seconds or SECONDS, options.client_python)
+    bench = table.Bench(SECONDS if options.seconds is None else options.seconds, options.client_python)
     table.print_table(bench, options.structured, options.only, options.out)
     return 0
 
 
 def _everything(options: argparse.Namespace) -> int:
     from tools.bench import report
+    from tools.bench.timing import SECONDS
 
-    models = [options.model] if options.model else ["mlp", "lenet", "resnet18", "vgg19"]
+    models = [options.all_model] if options.all_model else ["mlp", "lenet", "resnet18", "vgg19"]
     batches = {model: USUAL_BATCH.get(model, 16) for model in models}
-    report.measure(batches, DENSITIES, options.threads, options.out, **_time(options))
+    seconds = SECONDS if options.all_seconds is None else options.all_seconds
+    report.measure(batches, DENSITIES, options.all_threads or 1, options.all_out, seconds)
     return 0
