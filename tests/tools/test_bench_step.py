@@ -158,6 +158,7 @@ def test_each_layer_has_a_rate_and_its_share_of_the_roofline():
         operations = 2 * row["stored_weights"] * row["pixels"] * 20
         assert row["forward_gflop_per_s"] * row["forward_s"] * 1e9 == pytest.approx(operations)
         assert row["share"] == pytest.approx(row["gflop_per_s"] / row["gather_l1_gflop_per_s"])
+    assert [row["input_gradient_s"] is None for row in found["layers"]] == [True, False, False, False]
     assert "64x64x3x3" in "\n".join(layers.lines(found))
 
 

@@ -3,7 +3,7 @@
 Forward, input gradient and weight gradient in GFLOP/s, at 2 operations for each stored weight, output
 pixel and example, and as a share of the load-limited roofline (roofline.py: the inner loop with its
 tile in L1), which takes turns with them. The runtime's cost of a call is in these times. Layers of one
-geometry are measured once, and say how many they are.
+geometry are measured once, and say how many they are. The first layer has no input gradient: null.
 """
 
 from __future__ import annotations
@@ -70,9 +70,11 @@ def _one(
         "gather_l1_gflop_per_s": limit,
     }
     for name in PASSES:
-        rate = operations / times[name] / 1e9
-        found |= {f"{name}_s": times[name], f"{name}_gflop_per_s": rate, f"{name}_share": rate / limit}
-    rate = len(PASSES) * operations / sum(times[name] for name in PASSES) / 1e9
+        rate = operations / times[name] / 1e9 if name in times else None
+        share = rate / limit if rate else None
+        found |= {f"{name}_s": times.get(name), f"{name}_gflop_per_s": rate, f"{name}_share": share}
+    del times[GATHER]
+    rate = len(times) * operations / sum(times.values()) / 1e9
     return found | {"gflop_per_s": rate, "share": rate / limit}
 
 
@@ -81,26 +83,25 @@ def _is_gemm(layer: Layer) -> bool:
 
 
 def _steps(layer: Layer, nnz: int, threads: int, rng: np.random.Generator) -> dict[str, Step]:
-    """The three passes as graphs of one node each, without bias."""
+    """The passes that training needs, as graphs of one node each, without bias."""
     op = "SparseGemm" if _is_gemm(layer) else "SparseConv"
     feeds: Arrays = {
-        "dy": aligned(layer.y_shape, rng),
+        "dy": aligned(layer.dy_shape, rng),
         "x": aligned(layer.x_shape, rng),
         "values": aligned((nnz,), rng),
         "indices": top_k(rng.random(int(np.prod(layer.shape))), nnz),
     }
 
-    def step(op_type: str, inputs: tuple[str, ...], output: str, shape: tuple[int, ...], at: int) -> Step:
-        outputs = ("",) * at + (output,) + ("",) * (2 - at if "dy" in inputs else 0)
-        node = wire.Node(op_type, inputs, outputs, layer.attributes, "layer")
-        return session_step([node], {name: feeds[name] for name in inputs}, {output: shape}, threads)
+    def backward(outputs: tuple[str, str, str], shape: tuple[int, ...]) -> Step:
+        node = wire.Node(f"{op}Grad", tuple(feeds), outputs, layer.gradient_attributes, "layer")
+        return session_step([node], feeds, {"".join(outputs): shape}, threads)
 
-    backward = ("dy", "x", "values", "indices")
-    return {
-        "forward": step(op, backward[1:], "y", layer.y_shape, 0),
-        "input_gradient": step(f"{op}Grad", backward, "dx", layer.x_shape, 0),
-        "weight_gradient": step(f"{op}Grad", backward, "dvalues", (nnz,), 1),
-    }
+    node = wire.Node(op, ("x", "values", "indices"), ("y",), layer.attributes, "layer")
+    inputs = {name: feeds[name] for name in node.inputs}
+    steps = {"forward": session_step([node], inputs, {"y": layer.y_shape}, threads)}
+    if layer.wants_dx:
+        steps["input_gradient"] = backward(("dx", "", ""), layer.x_shape)
+    return steps | {"weight_gradient": backward(("", "dvalues", ""), (nnz,))}
 
 
 def lines(found: dict[str, Any]) -> list[str]:
@@ -113,6 +114,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     for row in found["layers"]:
         cells = "".join(
             f" {row[f'{name}gflop_per_s']:7.1f} ({100 * row[f'{name}share']:3.0f}%)"
+            if row[f"{name}share"] is not None
+            else f" {'-':>14}"
             for name in (*(f"{one}_" for one in PASSES), "")
         )
         out.append(f"  {row['layer']:28} {row['shape']:>14} {row['count']:5}{cells}")

@@ -38,14 +38,19 @@ LEARNING_RATE, MOMENTUM = 0.01, 0.9  # Of every engine.
 
 @dataclass(frozen=True)
 class Layer:
-    """One prunable layer as the graph runs it: its op, attributes, and blocked shapes for one batch."""
+    """One prunable layer as the graph runs it: attributes, and blocked shapes for one batch.
+
+    Forward and gradient differ in the halos of what they read and write.
+    """
 
     weight: str
-    op_type: str
-    attributes: dict[str, int]
     shape: tuple[int, ...]
+    attributes: dict[str, int]
     x_shape: tuple[int, ...]
     y_shape: tuple[int, ...]
+    gradient_attributes: dict[str, int]
+    dy_shape: tuple[int, ...]
+    wants_dx: bool  # Not so of the network's first layer.
 
     @property
     def pixels(self) -> int:
@@ -83,30 +88,34 @@ class Subject:
         graph's own affair.
 
         Raises:
-            ArtifactError: a prunable weight that no node of the graph reads.
+            ArtifactError: a prunable weight without a node that applies it and one that is its gradient.
         """
         step = (self.folder / STEP).read_bytes()
-        readers: dict[str, wire.Node] = {}
-        pieces = self.manifest.layout.of_role(PRUNABLE)
-        names = {piece.name for piece in pieces}
-        for node in wire.nodes(step):  # The first to read a weight is its layer; its gradient follows.
-            for name in names & set(node.inputs) - readers.keys():
-                readers[name] = node
-        missing = sorted(names - readers.keys())
+        forward: dict[str, wire.Node] = {}
+        gradient: dict[str, wire.Node] = {}
+        names = {piece.name for piece in self.manifest.layout.of_role(PRUNABLE)}
+        for node in wire.nodes(step):
+            readers = gradient if node.op_type.endswith("Grad") else forward
+            for name in names & set(node.inputs):
+                readers.setdefault(name, node)
+        missing = sorted(names - (forward.keys() & gradient.keys()))
         if missing:
-            raise ArtifactError(f"no node of {self.folder / STEP} reads {', '.join(missing)}")
-        ends = [name for node in readers.values() for name in (node.inputs[0], node.outputs[0])]
+            raise ArtifactError(f"{self.folder / STEP} has no layer and gradient of {', '.join(missing)}")
+        ends = [name for node in forward.values() for name in (node.inputs[0], node.outputs[0])]
+        ends += [node.inputs[0] for node in gradient.values()]
         shapes = self._shapes(step, list(dict.fromkeys(ends)), batch_size)
         return [
             Layer(
-                name,
-                node.op_type,
-                {key: value for key, value in node.attributes.items() if isinstance(value, int)},
-                self.manifest.layout.by_name[name].shape,
-                shapes[node.inputs[0]],
-                shapes[node.outputs[0]],
+                weight=name,
+                shape=self.manifest.layout.by_name[name].shape,
+                attributes=_integers(node),
+                x_shape=shapes[node.inputs[0]],
+                y_shape=shapes[node.outputs[0]],
+                gradient_attributes=_integers(gradient[name]),
+                dy_shape=shapes[gradient[name].inputs[0]],
+                wants_dx=bool(gradient[name].outputs[0]),
             )
-            for name, node in readers.items()
+            for name, node in forward.items()
         ]
 
     def _shapes(self, step: bytes, names: list[str], batch_size: int) -> dict[str, tuple[int, ...]]:
@@ -126,6 +135,10 @@ class Subject:
         return onnxruntime.InferenceSession(
             step, session_options(library_path(), 1), providers=["CPUExecutionProvider"]
         )
+
+
+def _integers(node: wire.Node) -> dict[str, int]:
+    return {name: value for name, value in node.attributes.items() if isinstance(value, int)}
 
 
 def from_artifact(folder: Path) -> Subject:
