@@ -72,11 +72,14 @@ class Subject:
         x = rng.standard_normal((size, *self.manifest.input_shape)).astype(np.float32)
         return x, rng.integers(0, self.manifest.num_classes, size)
 
-    def trainer(self, batch: Batch, threads: int) -> tuple[Trainer, PortableRuntime]:
-        """The client's own training loop over one batch, on the portable runtime."""
+    def trainer(self, batch: Batch, threads: int, num_steps: int = 1) -> tuple[Trainer, PortableRuntime]:
+        """The client's own training loop, on the portable runtime; `fit` takes so many steps on one batch."""
         runtime = PortableRuntime(self.manifest, self.folder, library_path(), threads)
         training = Training(
-            local_epochs=1, batch_size=len(batch[1]), learning_rate=LEARNING_RATE, momentum=MOMENTUM
+            local_epochs=num_steps,
+            batch_size=len(batch[1]),
+            learning_rate=LEARNING_RATE,
+            momentum=MOMENTUM,
         )
         rng = np.random.default_rng(0)
         return Trainer(self.manifest, runtime, Examples(*batch), training, rng), runtime
