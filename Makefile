@@ -12,7 +12,7 @@ help: ## Show this list
 
 $(INSTALLED): pyproject.toml CMakeLists.txt $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[coordinator,export,demo,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[coordinator,export,demo,plots,dev]'
 	touch $@
 
 demo: $(INSTALLED) ## Train a small federation on this machine: sparse beside dense, with bytes and joules
@@ -30,8 +30,8 @@ check: $(INSTALLED) ## Format, lint, types, C++ warnings as errors, the quick te
 	$(BIN)/cmake --build build/check --parallel
 	$(BIN)/python -m pytest -m "not slow"
 
-bench: $(INSTALLED) ## Measure kernels and training steps against dense PyTorch
-	$(BIN)/sparsefleet bench
+bench: $(INSTALLED) ## Measure training steps, layers and memory of this machine into runs/bench; many minutes
+	$(BIN)/sparsefleet bench --out runs/bench
 
 clean: ## Remove everything that was built
 	rm -rf build $(VENV) edge_client/kernels/libsparsefleet_ops.*

@@ -45,7 +45,7 @@ class TrainingArtifacts:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the gradient builder, which narrates every graph transformer on the process's stderr.
 
     Its log level cannot be set from Python. What goes wrong comes as an exception all the same.
@@ -66,7 +66,7 @@ def generate(converted: Converted, library: Path) -> TrainingArtifacts:
     register()
     layout = converted.layout
     statistics = [p.name for p in layout.of_role(STATISTIC)]
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         ort_artifacts.generate_artifacts(
             converted.model,
             requires_grad=[p.name for p in layout.pieces if p.role != STATISTIC],

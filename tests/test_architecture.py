@@ -28,7 +28,7 @@ ONLY_IN = {
     "torch": ("export/", "tools/bench/", "tools/lab/"),
     "onnxruntime.training": ("export/", "edge_client/runtime.py", "tools/bench/"),
     "onnxruntime": ("export/", "edge_client/runtime.py", "coordinator/evaluate.py", "tools/bench/"),
-    "onnx": ("export/", "coordinator/final_model.py", "edge_client/runtime.py"),
+    "onnx": ("export/", "coordinator/final_model.py", "edge_client/runtime.py", "tools/bench/"),
     "paho": ("protocol/mqtt.py",),
     "amqtt": ("coordinator/broker.py",),
     "rich": ("tools/",),

@@ -51,6 +51,19 @@ def test_a_client_without_torch_trains_on_the_stock_runtime(tmp_path, federate):
     rows = read_csv(one.out / "devices.csv")
     assert {row["runtime"].split()[0] for row in rows} == {"onnxruntime"}
     assert [row["updates"] for row in read_csv(one.out / "rounds.csv")] == ["2"] * 4
+    # A board measures itself, with the graphs that the wheel brought.
+    command = ["bench", "step", "--model", "cnn", "--density", "0.1", "--seconds", "0.1", "--json"]
+    done = subprocess.run(
+        [str(binaries / "sparsefleet"), *command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    assert (measured["graph"], measured["ratio_torch"]) == ("packaged", None)
+    assert measured["ratio_dense"] > 0
     # The command that needs torch says so in one line.
     refused = subprocess.run(
         [str(binaries / "sparsefleet"), "export", "cnn", "--out", "x"],

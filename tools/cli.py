@@ -236,24 +236,11 @@ def _client(commands: Subparsers) -> None:  # type: ignore[valid-type]
 
 
 def _bench(commands: Subparsers) -> None:  # type: ignore[valid-type]
+    from tools.bench.command import configure
+
     example = "sparsefleet bench step --model resnet18 --batch 16 --density 0.02"
-    parser = _command(
-        commands, "bench", "Measure training steps against dense PyTorch, in one process.", example
-    )
-    parser.add_argument("what", nargs="?", choices=["step"], default="step")
-    parser.add_argument("--model", help="one model instead of the usual list")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--density", type=float, help="one density instead of 0.1, 0.05, 0.02")
-    parser.add_argument("--masks", choices=["uniform"], default="uniform")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", action="store_true")
-
-    def run(options: argparse.Namespace) -> int:
-        from tools.bench.step import bench
-
-        return bench(options)
-
-    parser.set_defaults(run=run)
+    text = "Measure this machine: training steps beside other engines, layers beside the roofline, memory."
+    configure(_command(commands, "bench", text, example))
 
 
 def _version() -> str:

@@ -12,6 +12,9 @@
 
 #include "blocked.h"
 
+// Before a function that the shared library exports.
+#define SPARSEFLEET_EXPORT extern "C" __attribute__((visibility("default")))
+
 namespace sparsefleet {
 
 // A point or a pair of strides in the grid of output pixels. Tiles extend over tall and wide.
@@ -172,7 +175,17 @@ struct Kernels {
     // y and dy are [B, C, 1, 1, 16].
     void (*global_average)(const float* x, const Blocked& x_geometry, float* y, int64_t plane);
     void (*global_average_grad)(const float* dy, float* dx, const Blocked& dx_geometry, int64_t plane);
+
+    // Yardsticks, not parts of a network (isa/roofline.inc). `sums` holds ROOFLINE_SUMS floats; the
+    // work done is returned, in operations (peak) or bytes (stream).
+    int64_t (*peak_fma)(int64_t rounds, float* sums);
+    int64_t (*peak_gather)(const float* x, const float* value, const int32_t* offset, int64_t entries,
+                           int64_t rounds, float* sums);
+    int64_t (*stream_read)(const float* x, int64_t count, int64_t rounds, float* sums);
+    int64_t (*stream_scale)(const float* x, float factor, int64_t count, float* y);
 };
+
+constexpr int64_t ROOFLINE_SUMS = 32 * LANES;
 
 // The fastest table that this machine can run, or the one that SPARSEFLEET_ISA names. Chosen once,
 // at the first call. Throws OpError if SPARSEFLEET_ISA names one that is not available here.

@@ -5,8 +5,6 @@
 #include "op.h"
 #include "ops.h"
 
-#define SPARSEFLEET_EXPORT extern "C" __attribute__((visibility("default")))
-
 namespace sparsefleet {
 namespace {
 

@@ -1,148 +1,109 @@
-"""sparsefleet bench step: one whole training step, sparse, beside dense PyTorch in the same process.
+"""sparsefleet bench step: one whole training step, sparse, beside the same step of others.
 
-A step is forward, backward and the SGD update, with pooling, loss and the runtime's overhead. Times
-are CPU seconds of this process (a busy neighbour does not count), medians over repetitions that
-alternate between the two, so that a change of clock meets both. Without torch the dense side is
-null. Batch norm's statistics are updated on both sides.
+A step is forward, backward and the SGD update, with pooling, loss and the runtime's overhead; batch
+norm's statistics are updated on all sides. All sides take turns in one process (timing.py), so that a
+change of clock meets them all. What is not installed is null, and stderr says why.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import tempfile
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from device_profiles.memory import peak_rss_bytes
-from edge_client.kernels import library_path
-from edge_client.runtime import PortableRuntime
-from edge_client.session import Trainer
-from protocol import artifact as artifacts
-from protocol.artifact import Manifest
-from protocol.examples import Examples
-from protocol.layout import PRUNABLE, Layout
-from protocol.messages import Training
-from protocol.sparse import Mask, SparseVector, top_k
+from protocol.layout import PRUNABLE
+from protocol.sparse import Mask
+from tools.bench import masks as masking
+from tools.bench import memory, rivals
+from tools.bench.subject import Subject, weights
+from tools.bench.timing import SECONDS, Step, alternate, clock_of
 
-USUAL = (("mlp", 64), ("lenet", 64), ("resnet18", 16))
-DENSITIES = (0.1, 0.05, 0.02)
-SECONDS = 4.0  # For each measurement; at least MIN_REPETITIONS.
-MIN_REPETITIONS = 5
-
-
-def bench(options: argparse.Namespace) -> int:
-    """Measure what was asked for; one JSON object a line with --json."""
-    models = [(options.model, options.batch)] if options.model else list(USUAL)
-    densities = [options.density] if options.density else list(DENSITIES)
-    for model, batch in models:
-        for density in densities:
-            found = measure(model, batch, density, options.threads)
-            print(json.dumps(found) if options.json else line(found), flush=True)
-    return 0
+RIVALS = {
+    "dense_torch": rivals.torch_step,
+    "dense_ort_training": rivals.ort_training_step,
+    "sparseprop": rivals.sparseprop_step,
+}
+OURS = "dense"  # Our own graph at density 1.
+# Steps of one call of the client's loop, whose beginning and end (binding weights, checking them) belong
+# to a round of many steps. Fewer where steps are slow and beginnings do not show.
+SPARSE_STEPS, DENSE_STEPS = 8, 2
+SIDES = (*RIVALS, OURS)
+RATIO_OF = {
+    "dense_torch": "ratio_torch",
+    "dense_ort_training": "ratio_ort_training",
+    "sparseprop": "ratio_sparseprop",
+    OURS: "ratio_dense",
+}
 
 
-def measure(model: str, batch: int, density: float, threads: int) -> dict[str, Any]:
-    """Return the measurement of one model at one density, with uniform random masks."""
-    from export.export import export_module
-    from export.models import DEFAULT_INPUT_SHAPE, builder
+def measure(
+    subject: Subject,
+    batch_size: int,
+    density: float,
+    masks: str,
+    threads: int,
+    against: tuple[str, ...] = SIDES,
+    seconds: float = SECONDS,
+) -> dict[str, Any]:
+    """Return the measurement of one step graph at one density.
 
-    input_shape = DEFAULT_INPUT_SHAPE[model]
-    module = builder(model)(input_shape, 10)
+    `against` names the sides beside ours; a side that is left out or missing has null figures. Times
+    are seconds of one step; `seconds` is how long each side is measured.
+    """
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((batch, *input_shape)).astype(np.float32)
-    y = rng.integers(0, 10, batch)
-    with tempfile.TemporaryDirectory() as folder:
-        manifest = export_module(
-            module, model, input_shape, Path(folder) / "artifact", library_path()
-        ).manifest
-        sparse, runtime = _sparse_step(manifest, Path(folder) / "artifact", density, threads, x, y, rng)
-        dense = _torch_step(module, threads, x, y)
-        times = alternate({"sparse_s": sparse, "dense_torch_s": dense})
-    return {
-        "model": model,
-        "batch": batch,
+    layout = subject.manifest.layout
+    mask = masking.random_mask(layout, density, masks, rng)
+    batch = subject.batch(batch_size, rng)
+    num_steps = {"sparse": SPARSE_STEPS if density < 0.5 else DENSE_STEPS, OURS: DENSE_STEPS}
+    trainer, runtime = subject.trainer(batch, threads, num_steps["sparse"])
+    sparse = weights(layout, mask, rng)
+    steps: dict[str, Step] = {"sparse": lambda: trainer.fit(sparse)}
+    if OURS in against:
+        other, _ = subject.trainer(batch, threads, num_steps[OURS])
+        full = weights(layout, Mask.full(layout.size), rng)
+        steps[OURS] = lambda: other.fit(full)
+    task = rivals.Task(subject.manifest, mask, batch, threads)
+    steps |= rivals.available(task, {name: make for name, make in RIVALS.items() if name in against})
+    pixels = {layer.weight: layer.pixels for layer in subject.layers(batch_size)}
+    times = {
+        side: time_s / num_steps.get(side, 1) for side, time_s in alternate(steps, threads, seconds).items()
+    }
+    found: dict[str, Any] = {
+        "model": subject.manifest.model,
+        "graph": subject.graph,
+        "batch": batch_size,
         "density": density,
-        "masks": "uniform",
+        "masks": masks,
         "threads": threads,
-        **times,
-        "ratio_torch": times["dense_torch_s"] / times["sparse_s"],
-        "peak_rss_bytes": peak_rss_bytes(),
+        "clock": clock_of(threads),
+        "sparse_s": times["sparse"],
+    }
+    for side in SIDES:
+        found[f"{side}_s"] = times.get(side)
+        found[RATIO_OF[side]] = times[side] / times["sparse"] if side in times else None
+    return found | {
+        "flop_density": masking.flop_density(mask, layout, pixels),
+        "stored_weights": mask.below(layout.num_prunable).nnz,
+        "prunable_weights": layout.num_prunable,
+        "layers": len(layout.of_role(PRUNABLE)),
+        "peak_rss_bytes": memory.of_client(subject, sparse, batch_size, threads)["peak_rss_bytes"],
+        "bench_peak_rss_bytes": peak_rss_bytes(),
         "isa": runtime.kernels,
         "runtime": runtime.name,
     }
 
 
-def uniform_mask(layout: Layout, density: float, rng: np.random.Generator) -> Mask:
-    """The same density in every prunable tensor."""
-    parts = [
-        top_k(rng.random(piece.size), max(1, round(density * piece.size))) + piece.offset
-        for piece in layout.of_role(PRUNABLE)
-    ]
-    return Mask.of_model(np.concatenate(parts), layout)
-
-
-def _sparse_step(
-    manifest: Manifest,
-    folder: Path,
-    density: float,
-    threads: int,
-    x: npt.NDArray[np.float32],
-    y: npt.NDArray[np.int64],
-    rng: np.random.Generator,
-) -> tuple[Callable[[], object], PortableRuntime]:
-    """The client's own training loop over one batch."""
-    runtime = PortableRuntime(manifest, folder, library_path(), threads)
-    flat = artifacts.weights((folder / artifacts.INITIAL).read_bytes(), manifest.layout)
-    model = SparseVector.of(flat, uniform_mask(manifest.layout, density, rng))
-    training = Training(local_epochs=1, batch_size=len(y), learning_rate=0.01, momentum=0.9)
-    trainer = Trainer(manifest, runtime, Examples(x, y), training, rng)
-    return lambda: trainer.fit(model), runtime
-
-
-def _torch_step(
-    module: Any, threads: int, x: npt.NDArray[np.float32], y: npt.NDArray[np.int64]
-) -> Callable[[], object]:
-    """PyTorch's usual training step."""
-    import torch
-
-    torch.set_num_threads(threads)
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
-    inputs, labels = torch.from_numpy(x), torch.from_numpy(y)
-    module.train()
-
-    def step() -> None:
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(module(inputs), labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    return step
-
-
-def alternate(steps: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Return the median CPU seconds of each step, measured in turn."""
-    for step in steps.values():
-        step()
-    found: dict[str, list[float]] = {name: [] for name in steps}
-    until_s = time.monotonic() + SECONDS * len(steps)
-    while time.monotonic() < until_s or len(next(iter(found.values()))) < MIN_REPETITIONS:
-        for name, step in steps.items():
-            begin_s = time.process_time()
-            step()
-            found[name].append(time.process_time() - begin_s)
-    return {name: statistics.median(values) for name, values in found.items()}
-
-
 def line(found: dict[str, Any]) -> str:
     """One measurement for people."""
+    sides = [
+        f"{side} {1e3 * found[f'{side}_s']:.2f} ms ({found[RATIO_OF[side]]:.1f}x)"
+        for side in SIDES
+        if found[f"{side}_s"] is not None
+    ]
     return (
-        f"{found['model']} batch {found['batch']}, density {found['density']:g}, {found['threads']} thread(s), "
-        f"{found['isa']}: sparse {1e3 * found['sparse_s']:.2f} ms, torch {1e3 * found['dense_torch_s']:.1f} ms, "
-        f"{found['ratio_torch']:.1f}x"
+        f"{found['model']} batch {found['batch']}, {found['masks']} density {found['density']:g} "
+        f"(FLOPs {found['flop_density']:.3f}), {found['threads']} thread(s), {found['isa']}: "
+        f"sparse {1e3 * found['sparse_s']:.2f} ms; {', '.join(sides) or 'nothing to compare with'}; "
+        f"client {found['peak_rss_bytes'] / 1e6:.0f} MB"
     )

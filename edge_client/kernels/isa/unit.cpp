@@ -31,6 +31,7 @@ namespace {
 #include "norm.inc"
 #include "pointwise.inc"
 #include "pool.inc"
+#include "roofline.inc"
 // spmm.inc first, for each_tile.
 #include "spmm.inc"
 #include "sddmm.inc"
@@ -64,6 +65,10 @@ const Kernels SPARSEFLEET_TABLE = {
     average_pool_grad,
     global_average,
     global_average_grad,
+    peak_fma,
+    peak_gather,
+    stream_read,
+    stream_scale,
 };
 
 }  // namespace sparsefleet

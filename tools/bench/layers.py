@@ -1,0 +1,122 @@
+"""sparsefleet bench layers: each distinct layer of a model alone and hot, beside the roofline.
+
+Forward, input gradient and weight gradient in GFLOP/s, at 2 operations for each stored weight, output
+pixel and example, and as a share of the load-limited roofline (roofline.py: the inner loop with its
+tile in L1), which takes turns with them. The runtime's cost of a call is in these times. Layers of one
+geometry are measured once, and say how many they are. The first layer has no input gradient: null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from protocol.sparse import top_k
+from tools.bench import wire
+from tools.bench.gemm import Arrays, aligned, session_step
+from tools.bench.roofline import L1_BYTES, Limits
+from tools.bench.subject import Layer, Subject
+from tools.bench.timing import Step, alternate, clock_of
+
+SECONDS = 1.0  # For each pass of each layer.
+PASSES = ("forward", "input_gradient", "weight_gradient")
+GATHER = "gather"
+
+
+def measure(
+    subject: Subject, batch_size: int, density: float, threads: int = 1, seconds: float = SECONDS
+) -> dict[str, Any]:
+    """Return every distinct layer at this density."""
+    limits = Limits.load()
+    by_geometry: dict[str, list[Layer]] = {}
+    for layer in subject.layers(batch_size):
+        by_geometry.setdefault(repr(dataclasses.replace(layer, weight="")), []).append(layer)
+    return {
+        "model": subject.manifest.model,
+        "batch": batch_size,
+        "density": density,
+        "threads": threads,
+        "clock": clock_of(threads),
+        "isa": limits.isa,
+        "layers": [
+            {"layer": alike[0].weight, "count": len(alike)}
+            | _one(alike[0], batch_size, density, threads, limits, seconds)
+            for alike in by_geometry.values()
+        ],
+    }
+
+
+def _one(
+    layer: Layer, batch_size: int, density: float, threads: int, limits: Limits, seconds: float
+) -> dict[str, Any]:
+    """Measure one layer; a share is of the roofline of as many threads."""
+    rng = np.random.default_rng(0)
+    size = int(np.prod(layer.shape))
+    nnz = max(1, round(density * size))
+    gather = limits.gather(L1_BYTES)
+    rounds = 16
+    steps = _steps(layer, nnz, threads, rng) | {GATHER: lambda: gather(rounds)}
+    times = alternate(steps, threads, seconds)
+    limit = gather(rounds) / times[GATHER] / 1e9 * threads
+    operations = 2 * nnz * layer.pixels * batch_size
+    found: dict[str, Any] = {
+        "op": "gemm" if _is_gemm(layer) else "conv",
+        "shape": "x".join(str(n) for n in layer.shape),
+        "stride": layer.attributes.get("stride", 1),
+        "pixels": layer.pixels,
+        "stored_weights": nnz,
+        "gather_l1_gflop_per_s": limit,
+    }
+    for name in PASSES:
+        rate = operations / times[name] / 1e9 if name in times else None
+        share = rate / limit if rate else None
+        found |= {f"{name}_s": times.get(name), f"{name}_gflop_per_s": rate, f"{name}_share": share}
+    del times[GATHER]
+    rate = len(times) * operations / sum(times.values()) / 1e9
+    return found | {"gflop_per_s": rate, "share": rate / limit}
+
+
+def _is_gemm(layer: Layer) -> bool:
+    return "out_features" in layer.attributes
+
+
+def _steps(layer: Layer, nnz: int, threads: int, rng: np.random.Generator) -> dict[str, Step]:
+    """The passes that training needs, as graphs of one node each, without bias."""
+    op = "SparseGemm" if _is_gemm(layer) else "SparseConv"
+    feeds: Arrays = {
+        "dy": aligned(layer.dy_shape, rng),
+        "x": aligned(layer.x_shape, rng),
+        "values": aligned((nnz,), rng),
+        "indices": top_k(rng.random(int(np.prod(layer.shape))), nnz),
+    }
+
+    def backward(outputs: tuple[str, str, str], shape: tuple[int, ...]) -> Step:
+        node = wire.Node(f"{op}Grad", tuple(feeds), outputs, layer.gradient_attributes, "layer")
+        return session_step([node], feeds, {"".join(outputs): shape}, threads)
+
+    node = wire.Node(op, ("x", "values", "indices"), ("y",), layer.attributes, "layer")
+    inputs = {name: feeds[name] for name in node.inputs}
+    steps = {"forward": session_step([node], inputs, {"y": layer.y_shape}, threads)}
+    if layer.wants_dx:
+        steps["input_gradient"] = backward(("dx", "", ""), layer.x_shape)
+    return steps | {"weight_gradient": backward(("", "dvalues", ""), (nnz,))}
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The layers for people."""
+    out = [
+        f"{found['model']} batch {found['batch']}, density {found['density']:g}, {found['isa']}, "
+        "GFLOP/s (share of the load-limited roofline)",
+        f"  {'layer':28} {'shape':>14} {'count':>5} {'forward':>13} {'dx':>13} {'dw':>13} {'all':>13}",
+    ]
+    for row in found["layers"]:
+        cells = "".join(
+            f" {row[f'{name}gflop_per_s']:7.1f} ({100 * row[f'{name}share']:3.0f}%)"
+            if row[f"{name}share"] is not None
+            else f" {'-':>14}"
+            for name in (*(f"{one}_" for one in PASSES), "")
+        )
+        out.append(f"  {row['layer']:28} {row['shape']:>14} {row['count']:5}{cells}")
+    return out
