@@ -2,6 +2,7 @@
 
 What remains of a sparse step at low density is reading and writing activations, so
 
+    BatchNormRelu's output            is computed again for the weight gradients that read it
     BatchNorm -> Relu                 becomes  BatchNormRelu          ReluGrad -> BatchNormGrad   alike
     BatchNorm -> Add(skip) -> Relu    becomes  BatchNormAddRelu       ReluGrad -> BatchNormGrad   alike
     Sum -> BatchNormReluGrad ...      becomes  BatchNormReluSumGrad ...
@@ -38,6 +39,9 @@ def fuse(step: onnx.ModelProto) -> onnx.ModelProto:
     for node in list(graph.nodes):
         if node.op_type == "Sum":
             _fuse_sum(graph, node)
+    for node in list(graph.nodes):
+        if node.op_type == "BatchNormRelu":
+            _recompute(graph, node)
     for node in graph.nodes:
         if node.op_type in (*CONVOLUTIONS, "SparseConvGrad"):
             _drop_halo(graph, node)
@@ -78,6 +82,10 @@ class _Graph:
         last = max(i for i, node in enumerate(self.nodes) if id(node) in keys)
         self.nodes[last] = by
         self.nodes = [node for node in self.nodes if id(node) not in keys]
+        self._index()
+
+    def insert(self, node: NodeProto) -> None:
+        self.nodes.append(node)
         self._index()
 
     def drop_identities(self) -> None:
@@ -163,6 +171,24 @@ def _fuse_sum(graph: _Graph, total: NodeProto) -> None:
             inputs = [total.input[0], *grad.input[1:], total.input[1]]
             fused = _made(op_type.replace("Grad", "SumGrad"), grad, inputs, list(grad.output))
             graph.replace([total, grad], fused)
+
+
+def _recompute(graph: _Graph, norm: NodeProto) -> None:
+    """Let weight gradients read an output that is computed again, so that nobody stores it.
+
+    The batch norm's gradient reads its input anyway.
+    """
+    output = norm.output[0]
+    grads = [n for n in graph.readers[output] if n.op_type == "SparseConvGrad" and n.input[1] == output]
+    if not grads or any(n.op_type.endswith("Grad") and n not in grads for n in graph.readers[output]):
+        return
+    again = f"{output}/again"
+    inputs = [*norm.input[:3], norm.output[1], norm.output[3], norm.input[5], grads[0].input[0]]
+    node = _made("BatchNormReluAgain", norm, inputs, [again])
+    node.name = f"{norm.name}/again"
+    for grad in grads:
+        grad.input[1] = again
+    graph.insert(node)
 
 
 def _drop_halo(graph: _Graph, conv: NodeProto) -> None:

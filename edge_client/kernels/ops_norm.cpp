@@ -137,6 +137,36 @@ struct BatchNormAddRelu : Forward<After::ADD_RELU> {
     using Forward::Forward;
 };
 
+// The output of BatchNormRelu once more, from its input and statistics: the same bits. Recomputing it
+// for the weight gradient that reads it reads memory once, in order; storing it would write it, and
+// read it back out of order, tile by tile. `after` is not read: it keeps the runtime from running
+// this before the backward pass.
+struct BatchNormReluAgain {
+    static constexpr const char* name = "BatchNormReluAgain";
+    static constexpr Port inputs[] = {{"x", F32},      {"scale", F32}, {"bias", F32}, {"mean", F32},
+                                      {"invstd", F32}, {"count", I64}, {"after", F32}};
+    static constexpr Port outputs[] = {{"y", F32}};
+
+    explicit BatchNormReluAgain(const Attributes& a) : attributes(a) {}
+
+    void compute(Context& context) {
+        const Tensor x = context.input(0);
+        const BatchNorm call = attributes.call(x, context.input(5), After::RELU);
+        const auto vector = [&](size_t index) { return per_channel(context.input(index), call); };
+        const float *scale = vector(1), *bias = vector(2), *mean = vector(3), *invstd = vector(4);
+        float* y = context.output(0, shape_of(call.y));
+        if (y == nullptr) return;
+        const Kernels& k = kernels();
+        context.parallel(call.x.channels, [&](int64_t c) {
+            k.normalize(call, affine(mean[c], scale[c], invstd[c], bias[c]), x.as<float>(), nullptr, y, c);
+        });
+    }
+
+    static void infer(ShapeContext& s) { Forward<After::RELU>::infer(s); }
+
+    NormAttributes attributes;
+};
+
 // Inputs behind count: bias under RELU, y under ADD_RELU, then the other gradient where dy is a sum.
 template <After AFTER, bool IS_SUM>
 struct Backward {
@@ -239,7 +269,8 @@ std::vector<const OrtCustomOp*> norm_ops() {
     return {custom_op<BatchNormOp>(),          custom_op<BatchNormGrad>(),
             custom_op<BatchNormRelu>(),        custom_op<BatchNormReluGrad>(),
             custom_op<BatchNormReluSumGrad>(), custom_op<BatchNormAddRelu>(),
-            custom_op<BatchNormAddReluGrad>(), custom_op<BatchNormAddReluSumGrad>()};
+            custom_op<BatchNormAddReluGrad>(), custom_op<BatchNormAddReluSumGrad>(),
+            custom_op<BatchNormReluAgain>()};
 }
 
 }  // namespace sparsefleet

@@ -66,6 +66,18 @@ def test_a_residual_network_has_no_pass_over_memory_left_to_fuse():
     assert found.count("BatchNormRelu") == 4
     assert found.count("BatchNorm") == 2  # The shortcuts.
     assert found.count("BatchNormAddReluSumGrad") == 2
+    assert found.count("BatchNormReluAgain") == 4
+
+
+def test_a_recomputed_output_waits_for_the_backward_pass():
+    """Its reader in the forward pass is then the last one, so that the runtime can free it."""
+    _, step = plain_step(builder("resnet8")((3, 12, 12), 10), (3, 12, 12))
+    nodes = list(fuse(step).graph.node)
+    loss = next(i for i, node in enumerate(nodes) if node.op_type == "SoftmaxCrossEntropyGrad")
+    written = {node.output[0] for node in nodes if node.op_type == "BatchNormRelu"}
+    for node in nodes[loss:]:
+        assert not written & set(node.input), node.name
+    assert all(i > loss for i, node in enumerate(nodes) if node.op_type == "BatchNormReluAgain")
 
 
 def test_planes_of_whole_pages_keep_their_halo():

@@ -120,6 +120,15 @@ def test_fused_with_relu_and_addition_is_one_after_the_other(
         np.testing.assert_array_equal(gradient[3], masked)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_recomputed_output_has_the_same_bits(shape, run_op, rng):
+    case = Case(shape, rng)
+    y, mean, _, invstd = run_op("BatchNormRelu", *case.forward_inputs(), **case.attributes)
+    inputs = (case.x, case.scale, case.bias, mean, invstd, case.count, case.dy)
+    (again,) = run_op("BatchNormReluAgain", *inputs, **case.attributes)
+    np.testing.assert_array_equal(again, y)
+
+
 def test_the_gradient_takes_the_side_of_the_relu_that_forward_took(run_op, rng):
     """Outputs a rounding error around zero: forward and gradient must decide alike."""
     case = Case((16, 2, 32, 32), rng)
