@@ -9,8 +9,10 @@ compressed; it holds no weights. A test compares each with what export gives.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import zstandard
@@ -22,19 +24,19 @@ FOLDER = Path(__file__).with_name("graphs")
 CAP_BYTES = 16 * 1024 * 1024  # Of one file, unpacked.
 
 
-def models() -> list[str]:
+def models(folder: Path = FOLDER) -> list[str]:
     """The models that have a packaged graph."""
-    return sorted(path.stem for path in FOLDER.glob("*.zst"))
+    return sorted(path.stem for path in folder.glob("*.zst"))
 
 
-def read(model: str) -> tuple[bytes, bytes]:
+def read(model: str, folder: Path = FOLDER) -> tuple[bytes, bytes]:
     """Return a model's manifest and step graph.
 
     Raises:
         ConfigError: no graph of that name is packaged.
     """
-    path = FOLDER / f"{model}.zst"
-    if model not in models():
+    path = folder / f"{model}.zst"
+    if model not in models(folder):
         raise ConfigError(
             f"no packaged graph of {model!r}, only of {', '.join(models())}; another model needs torch: "
             "pip install 'sparsefleet[export]', or bring an exported one: --artifact FOLDER"
@@ -56,20 +58,30 @@ def pack(folder: Path) -> bytes:
     return manifest + b"\0" + (folder / STEP).read_bytes()
 
 
-def write(folder: Path = FOLDER) -> None:
-    """Export every built-in model and write its packaged graph."""
+def write(model: str, folder: Path = FOLDER) -> None:
+    """Export a built-in model and write its packaged graph. Once in a process: names count on within one."""
     from edge_client.kernels import library_path
     from export.export import export_model
     from export.models import DEFAULT_INPUT_SHAPE
 
     folder.mkdir(exist_ok=True)
-    for model, shape in DEFAULT_INPUT_SHAPE.items():
-        with tempfile.TemporaryDirectory() as scratch:
-            export_model(model, shape, 10, Path(scratch) / "artifact", library_path())
-            packed = zstandard.ZstdCompressor(level=19).compress(pack(Path(scratch) / "artifact"))
-        (folder / f"{model}.zst").write_bytes(packed)
-        print(f"{folder / model}.zst: {len(packed):,} bytes", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as scratch:
+        export_model(model, DEFAULT_INPUT_SHAPE[model], 10, Path(scratch) / "artifact", library_path())
+        packed = zstandard.ZstdCompressor(level=19).compress(pack(Path(scratch) / "artifact"))
+    (folder / f"{model}.zst").write_bytes(packed)
+    print(f"{folder / model}.zst: {len(packed):,} bytes", file=sys.stderr)
+
+
+def main(names: Sequence[str], folder: Path = FOLDER) -> None:
+    """Write one model's graph, or those of all built-in models, each in a process of its own."""
+    if len(names) == 1:
+        write(names[0], folder)
+        return
+    from export.models import DEFAULT_INPUT_SHAPE
+
+    for model in names or DEFAULT_INPUT_SHAPE:
+        subprocess.run([sys.executable, "-m", "tools.bench.graphs", model], check=True)
 
 
 if __name__ == "__main__":
-    write()
+    main(sys.argv[1:])
