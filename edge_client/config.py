@@ -42,6 +42,8 @@ class ClientConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     state: str = "state"
     runtime: Literal["portable", "module"] = PORTABLE  # type: ignore[assignment]
     threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0  # 0: as the device profile recommends.
+    # Tasks that need more are refused. 0: as the device profile says; what is available is never exceeded.
+    memory_budget_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
     energy: str = "auto"
     profile: str = "auto"
     exit_after_run: bool = False  # Leave when the coordinator ends the run, instead of waiting for the next.

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from torch import nn
 from export.artifacts import generate
 from export.fuse import fuse
 from export.graph import convert
+from export.liveness import graph_memory
 from export.lower import lower, operators
 from export.models import InputShape, builder
 from export.parity import check
@@ -76,6 +77,9 @@ def export_module(
             "layout": layout.to_json(),
             "statistic_momentum": converted.statistic_momentum,
             "operators": operators(step),
+            "memory": {
+                STEP: asdict(graph_memory(step, layout, flat, input_shape, converted.num_classes, library))
+            },
             "versions": {package: _version(package) for package in packages},
             "files": {
                 file: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
