@@ -21,7 +21,15 @@ from edge_client.config import ClientConfig
 from edge_client.energy.meter import Meter
 from edge_client.link import Link, Superseded
 from edge_client.memory import afford, plan
-from edge_client.runtime import FILES_OF, PORTABLE, Runtime, installed_package, kernel_isa, open_runtime
+from edge_client.runtime import (
+    GRAPHS,
+    PORTABLE,
+    Runtime,
+    files_of,
+    installed_package,
+    kernel_isa,
+    open_runtime,
+)
 from edge_client.session import Trainer, generator
 from edge_client.spool import Spool
 from protocol import codec
@@ -201,7 +209,8 @@ class Daemon:
         """Refuse a task that would not fit, before it takes memory."""
         if self._config.runtime != PORTABLE:
             return  # The training build's Module keeps copies of its own, which nobody has counted.
-        planned = plan(manifest, nnz, task.training.batch_size, self._num_examples)
+        graph = GRAPHS[self._config.saved_activations]
+        planned = plan(manifest, nnz, task.training.batch_size, self._num_examples, graph)
         if planned is None:
             log.warning("memory unknown reason=the artifact was exported by an older version")
         available = available_bytes()
@@ -211,7 +220,7 @@ class Daemon:
         """Fetch what this runtime needs of the artifact, once."""
         digest = task.artifact.digest
         folder = self._spool.artifact_folder(digest)
-        for name in FILES_OF[self._config.runtime]:
+        for name in files_of(self._config.runtime, self._config.saved_activations):
             entry = manifest.file(name)
             if not (folder / name).is_file():
                 data = self._link.fetch(entry.ref, MAX_FILE_BYTES)
@@ -247,7 +256,14 @@ class Daemon:
         """Open the runtime and load the examples, unless they are those of the last task."""
         if self._runtime is None or self._runtime[0] != task.artifact.digest:
             folder = self._spool.artifact_folder(task.artifact.digest)
-            runtime = open_runtime(self._config.runtime, manifest, folder, self._library, self._threads)
+            runtime = open_runtime(
+                self._config.runtime,
+                manifest,
+                folder,
+                self._library,
+                self._threads,
+                self._config.saved_activations,
+            )
             self._examples = load(self._data, manifest.input_shape, manifest.num_classes)
             self._runtime = task.artifact.digest, runtime
         assert self._examples is not None

@@ -31,10 +31,10 @@ WEIGHT_BYTES = {
     "received: index and value": 8,
     "received: encoded body": 6,
     "runtime: value, gradient, index within its tensor": 12,
-    "optimizer: velocity, change": 8,
+    "optimizer: velocity": 4,
     "plan of the forward op: index, offset, order, visits": 13,
-    "plan of the gradient op: index, twice offset, order, visits": 22,
-    "gradient op: value in the plan's order, one layer at a time": 4,
+    "plan of the gradient op: index, twice offset, order, visits": 18,
+    "both ops: value in the plan's order, one layer at a time": 4,
     "trained: value": 4,
 }
 

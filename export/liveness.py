@@ -17,6 +17,7 @@ import onnxruntime
 
 from export.arena import Arena
 from export.parity import feeds, random_mask
+from export.saved import unpruned
 from protocol.artifact import BLOCK_EXAMPLES, GraphMemory
 from protocol.layout import Layout, Vector
 
@@ -50,7 +51,7 @@ def graph_memory(
     def sizes(blocks: int) -> dict[str, int]:
         x = rng.standard_normal((blocks * BLOCK_EXAMPLES, *input_shape)).astype(np.float32)
         labels = rng.integers(0, num_classes, len(x))
-        found = session.run(names, feeds(layout, flat, mask, x, labels))
+        found = session.run(names, {**feeds(layout, flat, mask, x, labels), **unpruned(step)})
         return {name: value.nbytes for name, value in zip(names, found, strict=True)}
 
     one, two = sizes(1), sizes(2)

@@ -2,6 +2,8 @@
 
 manifest.json          this: layout, shapes, operators, digests
 step.onnx              one training step for any onnxruntime: loss, gradients, batch statistics
+step_compressed.onnx   the same with less memory: activations wait for the backward pass compressed
+step_half.onnx         the same with still less, at half precision
 eval.onnx              logits from the dense weights, standard operators only
 initial.bin            the initial weights, one flat little-endian float32 vector
 training_model.onnx, eval_model.onnx, optimizer_model.onnx, checkpoint
@@ -28,7 +30,18 @@ MANIFEST = "manifest.json"
 STEP, EVAL, INITIAL = "step.onnx", "eval.onnx", "initial.bin"
 TRAINING_MODEL, EVAL_MODEL, OPTIMIZER_MODEL = "training_model.onnx", "eval_model.onnx", "optimizer_model.onnx"
 CHECKPOINT = "checkpoint"
-FILES = (STEP, EVAL, INITIAL, TRAINING_MODEL, EVAL_MODEL, OPTIMIZER_MODEL, CHECKPOINT)
+STEP_COMPRESSED, STEP_HALF = "step_compressed.onnx", "step_half.onnx"
+FILES = (
+    STEP,
+    STEP_COMPRESSED,
+    STEP_HALF,
+    EVAL,
+    INITIAL,
+    TRAINING_MODEL,
+    EVAL_MODEL,
+    OPTIMIZER_MODEL,
+    CHECKPOINT,
+)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,17 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 2.0
 
-FLAGS = ("client_id", "data", "state", "runtime", "threads", "memory_budget_mb", "energy", "exit_after_run")
+FLAGS = (
+    "client_id",
+    "data",
+    "state",
+    "runtime",
+    "saved_activations",
+    "threads",
+    "memory_budget_mb",
+    "energy",
+    "exit_after_run",
+)
 
 
 def run_client(options: argparse.Namespace) -> int:
