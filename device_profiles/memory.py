@@ -1,10 +1,12 @@
-"""Peak memory of this process."""
+"""Memory of this process and of this machine."""
 
 from __future__ import annotations
 
 import platform
 import re
 from pathlib import Path
+
+import psutil  # type: ignore[import-untyped, unused-ignore]
 
 
 def peak_rss_bytes(root: Path = Path("/"), system: str | None = None) -> int:
@@ -25,3 +27,8 @@ def peak_rss_bytes(root: Path = Path("/"), system: str | None = None) -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if (system or platform.system()) == "Darwin" else peak * 1024
+
+
+def available_bytes() -> int:
+    """Return what this process may have resident in all before the machine has to swap, in bytes."""
+    return int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)

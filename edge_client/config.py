@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from edge_client.runtime import PORTABLE
+from edge_client.runtime import FULL, PORTABLE
 from protocol.config import load
 from protocol.messages import Name
 
@@ -41,7 +41,11 @@ class ClientConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     data: str
     state: str = "state"
     runtime: Literal["portable", "module"] = PORTABLE  # type: ignore[assignment]
+    # How activations wait for the backward pass; all but "full" trade time for memory (docs/memory.md).
+    saved_activations: Literal["full", "compressed", "half"] = FULL  # type: ignore[assignment]
     threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0  # 0: as the device profile recommends.
+    # Tasks that need more are refused. 0: as the device profile says; what is available is never exceeded.
+    memory_budget_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
     energy: str = "auto"
     profile: str = "auto"
     exit_after_run: bool = False  # Leave when the coordinator ends the run, instead of waiting for the next.

@@ -16,11 +16,20 @@ from pathlib import Path
 
 import msgspec
 
-from device_profiles.memory import peak_rss_bytes
+from device_profiles.memory import available_bytes, peak_rss_bytes
 from edge_client.config import ClientConfig
 from edge_client.energy.meter import Meter
 from edge_client.link import Link, Superseded
-from edge_client.runtime import FILES_OF, Runtime, installed_package, kernel_isa, open_runtime
+from edge_client.memory import afford, plan
+from edge_client.runtime import (
+    GRAPHS,
+    PORTABLE,
+    Runtime,
+    files_of,
+    installed_package,
+    kernel_isa,
+    open_runtime,
+)
 from edge_client.session import Trainer, generator
 from edge_client.spool import Spool
 from protocol import codec
@@ -52,14 +61,16 @@ class Daemon:
         library: Path,
         threads: int,
         profile: str,
+        budget_mb: int = 0,
     ) -> None:
-        """Load the op library.
+        """Load the op library. `budget_mb` is what training may take; 0: all that is available.
 
         Raises:
             RuntimeMissing: it is missing or unusable.
         """
         self._config, self._link, self._meter = config, link, meter
         self._library, self._threads, self._profile = library, threads, profile
+        self._budget_mb = budget_mb
         self._data = Path(config.data)
         self._num_examples = num_examples
         self._kernels = kernel_isa(library)
@@ -124,7 +135,10 @@ class Daemon:
         wire = self._link.transport
         with self._meter.phase("receive") as span:
             before = wire.received_bytes, wire.sent_bytes
-            manifest = self._artifact(task)
+            manifest = self._manifest(task)
+            # What is never pruned is the least that any task stores: no body is fetched in vain.
+            self._afford(task, manifest, manifest.layout.size - manifest.layout.num_prunable)
+            self._fetch_artifact(task, manifest)
             bodies = self._bodies(task, method, memory, manifest)
             span.received_bytes, span.sent_bytes = (
                 wire.received_bytes - before[0],
@@ -132,6 +146,7 @@ class Daemon:
             )
         with self._meter.phase("decode"):
             received = self._decode(bodies, manifest)
+        self._afford(task, manifest, max((vector.mask.nnz for vector in received.values()), default=0))
         with self._meter.phase("train"):
             trainer = self._trainer(task, manifest)
             uploaded = method.client(task.stage, received, trainer, memory)
@@ -169,7 +184,7 @@ class Daemon:
             receipt = self._link.deliver(update)
             if receipt.verdict == "unknown-mask":
                 self._known_upstream.clear()
-                method, manifest = build(task.method, task.settings), self._artifact(task)
+                method, manifest = build(task.method, task.settings), self._manifest(task)
                 body = self._encode(task, method, self._uploaded, manifest, known=set())
                 update = msgspec.structs.replace(update, body=self._link.offer(body))
                 receipt = self._link.deliver(update)
@@ -184,25 +199,35 @@ class Daemon:
             phases = self._meter.take()
             self._link.say(Cost(self._config.client_id, task.run, task.round_number, phases))
 
-    def _artifact(self, task: Task) -> Manifest:
-        """Return the task's manifest; fetch what this runtime needs of the artifact, once."""
+    def _manifest(self, task: Task) -> Manifest:
+        """Return the task's manifest."""
+        return self._spool.manifest(task.artifact.digest) or parse(
+            self._link.fetch(task.artifact, MAX_MANIFEST_BYTES)
+        )
+
+    def _afford(self, task: Task, manifest: Manifest, nnz: int) -> None:
+        """Refuse a task that would not fit, before it takes memory."""
+        if self._config.runtime != PORTABLE:
+            return  # The training build's Module keeps copies of its own, which nobody has counted.
+        graph = GRAPHS[self._config.saved_activations]
+        planned = plan(manifest, nnz, task.training.batch_size, self._num_examples, graph)
+        if planned is None:
+            log.warning("memory unknown reason=the artifact was exported by an older version")
+        available = available_bytes()
+        afford(planned, min(available, self._budget_mb * 10**6) if self._budget_mb else available)
+
+    def _fetch_artifact(self, task: Task, manifest: Manifest) -> None:
+        """Fetch what this runtime needs of the artifact, once."""
         digest = task.artifact.digest
-        manifest = self._spool.manifest(digest)
-        if manifest is None:
-            raw = self._link.fetch(task.artifact, MAX_MANIFEST_BYTES)
-            manifest = parse(raw)
-        else:
-            raw = manifest.raw
         folder = self._spool.artifact_folder(digest)
-        for name in FILES_OF[self._config.runtime]:
+        for name in files_of(self._config.runtime, self._config.saved_activations):
             entry = manifest.file(name)
             if not (folder / name).is_file():
                 data = self._link.fetch(entry.ref, MAX_FILE_BYTES)
                 self._spool.keep_file(digest, name, data)
             check(folder / name, entry)
         if not (folder / MANIFEST).is_file():  # Last: a manifest that is there vouches for the rest.
-            self._spool.keep_file(digest, MANIFEST, raw)
-        return manifest
+            self._spool.keep_file(digest, MANIFEST, manifest.raw)
 
     def _bodies(self, task: Task, method: Method, memory: Memory, manifest: Manifest) -> dict[str, bytes]:
         """Fetch the bodies that the method's client half needs here, and the mask they refer to."""
@@ -231,7 +256,14 @@ class Daemon:
         """Open the runtime and load the examples, unless they are those of the last task."""
         if self._runtime is None or self._runtime[0] != task.artifact.digest:
             folder = self._spool.artifact_folder(task.artifact.digest)
-            runtime = open_runtime(self._config.runtime, manifest, folder, self._library, self._threads)
+            runtime = open_runtime(
+                self._config.runtime,
+                manifest,
+                folder,
+                self._library,
+                self._threads,
+                self._config.saved_activations,
+            )
             self._examples = load(self._data, manifest.input_shape, manifest.num_classes)
             self._runtime = task.artifact.digest, runtime
         assert self._examples is not None

@@ -7,7 +7,7 @@ A runtime owns two flat buffers over the stored entries of a model (protocol/lay
 
 so that an optimizer step is arithmetic on two arrays, and no weight is copied between steps.
 
-    PortableRuntime   step.onnx on any onnxruntime: what boards run
+    PortableRuntime   a step graph on any onnxruntime: what boards run
     ModuleRuntime     training_model.onnx through onnxruntime.training.api.Module, where the
                       training build is installed
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,9 +27,17 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from protocol.artifact import EVAL_MODEL, OPTIMIZER_MODEL, STEP, TRAINING_MODEL, Manifest
+from protocol.artifact import (
+    EVAL_MODEL,
+    OPTIMIZER_MODEL,
+    STEP,
+    STEP_COMPRESSED,
+    STEP_HALF,
+    TRAINING_MODEL,
+    Manifest,
+)
 from protocol.errors import ArtifactError, RuntimeMissing
-from protocol.layout import PRUNABLE, STATISTIC, Vector
+from protocol.layout import PRUNABLE, STATISTIC, Piece, Vector
 from protocol.lean import import_without_torch
 from protocol.method import Batch
 from protocol.sparse import Mask, SparseVector
@@ -39,8 +47,14 @@ onnxruntime = import_without_torch("onnxruntime")
 PORTABLE, MODULE = "portable", "module"
 TRAINING_PACKAGE = "onnxruntime-training-cpu"
 
-# Files of the artifact that each runtime reads: a board fetches no others.
-FILES_OF = {PORTABLE: (STEP,), MODULE: (TRAINING_MODEL, EVAL_MODEL, OPTIMIZER_MODEL)}
+# How activations wait for the backward pass: as they are; without their zeros; at half precision.
+FULL, COMPRESSED, HALF = "full", "compressed", "half"
+GRAPHS = {FULL: STEP, COMPRESSED: STEP_COMPRESSED, HALF: STEP_HALF}
+
+
+def files_of(kind: str, saved: str = FULL) -> tuple[str, ...]:
+    """Files of the artifact that a runtime reads: a board fetches no others."""
+    return (GRAPHS[saved],) if kind == PORTABLE else (TRAINING_MODEL, EVAL_MODEL, OPTIMIZER_MODEL)
 
 
 class Runtime(Protocol):
@@ -62,14 +76,18 @@ class Runtime(Protocol):
         """
 
 
-def open_runtime(kind: str, manifest: Manifest, folder: Path, library: Path, threads: int) -> Runtime:
+def open_runtime(
+    kind: str, manifest: Manifest, folder: Path, library: Path, threads: int, saved: str = FULL
+) -> Runtime:
     """Return the runtime that was asked for.
 
     Raises:
-        RuntimeMissing: it is not installed, or cannot load the op library.
+        RuntimeMissing: it is not installed, cannot load the op library, or cannot save activations so.
     """
     if kind == PORTABLE:
-        return PortableRuntime(manifest, folder, library, threads)
+        return PortableRuntime(manifest, folder, library, threads, saved)
+    if kind == MODULE and saved != FULL:
+        raise RuntimeMissing(f"the runtime {MODULE!r} keeps activations as they are; use {PORTABLE!r}")
     if kind == MODULE:
         return ModuleRuntime(manifest, folder, library, threads)
     raise RuntimeMissing(f"unknown runtime {kind!r}; it is {PORTABLE!r} or {MODULE!r}")
@@ -113,12 +131,21 @@ def session_options(library: Path, threads: int) -> Any:
 
     Idle pool threads that spin burn joules and starve the neighbours: on two busy cores it cost a
     factor of 6 to 25 in time.
+
+    And memory that can be foretold (export/liveness.py): nodes run in the order of the file, where by
+    default ONNX Runtime may delay what only the backward pass reads; tensors are freed behind their
+    last reader instead of staying for a later tensor of their size; and no pattern of the first step
+    is allocated again as one block beside it, which took onnxruntime 1.31.1 from 200 to 300 MB for a
+    ResNet-18. No difference in time was measurable (tools/bench/step.py).
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    options.enable_mem_reuse = False
+    options.enable_mem_pattern = False
     options.log_severity_level = 3
     try:
         options.register_custom_ops_library(str(library))
@@ -155,10 +182,37 @@ class Slices:
         return cls(parts, indices)
 
 
-class PortableRuntime:
-    """step.onnx with inputs and outputs bound to our buffers."""
+class _Pruning:
+    """What a graph with saved activations is given and returns for each layer (export/saved.py)."""
 
-    def __init__(self, manifest: Manifest, folder: Path, library: Path, threads: int) -> None:
+    def __init__(self, layers: list[Piece]) -> None:
+        self.layers = layers
+        self.keep = np.ones(len(layers), np.float32)
+        self.threshold = np.zeros(len(layers), np.float32)
+        self._used = np.zeros(len(layers), np.float32)
+        self._is_convolution = np.asarray([len(piece.shape) == 4 for piece in layers], bool)
+
+    def bindings(self) -> Iterator[tuple[str, str, Vector]]:
+        """Side, name and scalar of each."""
+        for i, piece in enumerate(self.layers):
+            for side, part, array in (
+                ("input", "keep", self.keep),
+                ("input", "threshold", self.threshold),
+                ("output", "threshold_used", self._used),
+            ):
+                yield side, f"{piece.name}.{part}", array[i : i + 1].reshape(())
+
+    def after_step(self) -> None:
+        """A convolution's threshold stays."""
+        np.copyto(self.threshold, self._used, where=self._is_convolution)
+
+
+class PortableRuntime:
+    """A step graph with inputs and outputs bound to our buffers."""
+
+    def __init__(
+        self, manifest: Manifest, folder: Path, library: Path, threads: int, saved: str = FULL
+    ) -> None:
         """Open the session.
 
         Raises:
@@ -167,17 +221,19 @@ class PortableRuntime:
         """
         self.name = f"{installed_package()} {PORTABLE}"
         self.kernels = kernel_isa(library)
-        self._manifest = manifest
+        self._manifest, graph = manifest, GRAPHS[saved]
         try:
             self._session = onnxruntime.InferenceSession(
-                str(folder / STEP), session_options(library, threads), providers=["CPUExecutionProvider"]
+                str(folder / graph), session_options(library, threads), providers=["CPUExecutionProvider"]
             )
         except RuntimeMissing:
             raise
         except Exception as error:  # See session_options.
-            raise ArtifactError(f"onnxruntime {onnxruntime.__version__} refuses {STEP}: {error}") from error
+            raise ArtifactError(f"onnxruntime {onnxruntime.__version__} refuses {graph}: {error}") from error
         self._loss = np.zeros((), np.float32)
         self._temperature = np.ones((), np.float32)
+        given = {tensor.name for tensor in self._session.get_inputs()}
+        self._pruning = _Pruning([p for p in manifest.layout.pieces if f"{p.name}.keep" in given])
         self.values = self.gradient = np.empty(0, np.float32)
         self._mask: Mask | None = None
 
@@ -194,6 +250,8 @@ class PortableRuntime:
         self._binding = self._session.io_binding()
         self._bind("input", "temperature", self._temperature)
         self._bind("output", "loss", self._loss)
+        for side, name, array in self._pruning.bindings():
+            self._bind(side, name, array)
         wanted = {tensor.name for tensor in self._session.get_inputs()}
         for piece in layout.pieces:
             part = slices.parts[piece.name]
@@ -216,7 +274,23 @@ class PortableRuntime:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # See session_options.
             raise ArtifactError(f"the training step failed: {error}") from error
+        self._pruning.after_step()
         return float(self._loss)
+
+    def prune_saved(self, keep: Mapping[str, float]) -> None:
+        """From the next step on, keep only the largest of each layer's input for its weight gradient.
+
+        `keep` is a share in (0, 1] by weight; layers that are not named keep all. As in SparsyFed
+        (arXiv 2504.05153) a convolution's threshold is found in the next step and stays, a linear
+        layer's is found in every step.
+
+        Raises:
+            ArtifactError: this runtime was not opened with compressed activations.
+        """
+        if not self._pruning.layers:
+            raise ArtifactError(f"activations can be pruned only where they are saved {COMPRESSED} or {HALF}")
+        self._pruning.keep[:] = [keep.get(piece.name, 1.0) for piece in self._pruning.layers]
+        self._pruning.threshold[:] = -1.0
 
     def _bind(self, side: str, name: str, array: npt.NDArray[Any]) -> None:
         """Point one input or output at our memory; the caller keeps the array alive."""

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -18,11 +18,23 @@ from torch import nn
 from export.artifacts import generate
 from export.fuse import fuse
 from export.graph import convert
+from export.liveness import graph_memory
 from export.lower import lower, operators
 from export.models import InputShape, builder
 from export.parity import check
+from export.saved import compress
 from export.trace import evaluation_form, trace
-from protocol.artifact import EVAL, INITIAL, MANIFEST, STEP, Manifest, dump, parse
+from protocol.artifact import (
+    EVAL,
+    INITIAL,
+    MANIFEST,
+    STEP,
+    STEP_COMPRESSED,
+    STEP_HALF,
+    Manifest,
+    dump,
+    parse,
+)
 from protocol.errors import ArtifactError
 
 log = logging.getLogger(__name__)
@@ -61,8 +73,9 @@ def export_module(
     training = generate(converted, library)
     step = fuse(lower(training.training, layout))
     worst = check(step, module, layout, flat, converted.num_classes, library)
+    graphs = {STEP: step, STEP_COMPRESSED: compress(step, False), STEP_HALF: compress(step, True)}
     files = {
-        STEP: step.SerializeToString(),
+        **{file: graph.SerializeToString() for file, graph in graphs.items()},
         EVAL: evaluation_form(traced, [piece.name for piece in layout.pieces]).SerializeToString(),
         INITIAL: flat.astype("<f4").tobytes(),
         **training.files(),
@@ -75,7 +88,11 @@ def export_module(
             "num_classes": converted.num_classes,
             "layout": layout.to_json(),
             "statistic_momentum": converted.statistic_momentum,
-            "operators": operators(step),
+            "operators": sorted({name for graph in graphs.values() for name in operators(graph)}),
+            "memory": {
+                file: asdict(graph_memory(graph, layout, flat, input_shape, converted.num_classes, library))
+                for file, graph in graphs.items()
+            },
             "versions": {package: _version(package) for package in packages},
             "files": {
                 file: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}

@@ -2,6 +2,8 @@
 
 manifest.json          this: layout, shapes, operators, digests
 step.onnx              one training step for any onnxruntime: loss, gradients, batch statistics
+step_compressed.onnx   the same with less memory: activations wait for the backward pass compressed
+step_half.onnx         the same with still less, at half precision
 eval.onnx              logits from the dense weights, standard operators only
 initial.bin            the initial weights, one flat little-endian float32 vector
 training_model.onnx, eval_model.onnx, optimizer_model.onnx, checkpoint
@@ -23,11 +25,23 @@ from protocol.layout import Layout, Vector
 from protocol.messages import BlobRef
 
 FORMAT = 1
+BLOCK_EXAMPLES = 16  # The innermost axis of blocked activations.
 MANIFEST = "manifest.json"
 STEP, EVAL, INITIAL = "step.onnx", "eval.onnx", "initial.bin"
 TRAINING_MODEL, EVAL_MODEL, OPTIMIZER_MODEL = "training_model.onnx", "eval_model.onnx", "optimizer_model.onnx"
 CHECKPOINT = "checkpoint"
-FILES = (STEP, EVAL, INITIAL, TRAINING_MODEL, EVAL_MODEL, OPTIMIZER_MODEL, CHECKPOINT)
+STEP_COMPRESSED, STEP_HALF = "step_compressed.onnx", "step_half.onnx"
+FILES = (
+    STEP,
+    STEP_COMPRESSED,
+    STEP_HALF,
+    EVAL,
+    INITIAL,
+    TRAINING_MODEL,
+    EVAL_MODEL,
+    OPTIMIZER_MODEL,
+    CHECKPOINT,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,21 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class GraphMemory:
+    """What a step graph holds between its nodes at its peak, as export found it (export/liveness.py)."""
+
+    num_nodes: int
+    activation_bytes: tuple[int, ...]  # Resident at the peak for a batch of 1, 2, 3, ... blocks.
+
+    def activations(self, batch_size: int) -> int:
+        """Bytes for a batch of this size; in proportion to the blocks beyond the last that is listed."""
+        blocks, listed = -(-batch_size // BLOCK_EXAMPLES), len(self.activation_bytes)
+        if blocks <= listed:
+            return self.activation_bytes[blocks - 1]
+        return -(-self.activation_bytes[-1] * blocks // listed)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What an artifact contains. The raw bytes are kept: their digest names the artifact."""
 
@@ -55,6 +84,7 @@ class Manifest:
     operators: tuple[str, ...]
     versions: dict[str, str]
     files: dict[str, FileEntry]
+    memory: dict[str, GraphMemory]  # By file; empty in artifacts that were exported before it was known.
     raw: bytes
 
     @property
@@ -97,10 +127,18 @@ def parse(raw: bytes) -> Manifest:
             operators=tuple(str(name) for name in fields["operators"]),
             versions={str(k): str(v) for k, v in fields["versions"].items()},
             files={str(k): FileEntry(str(v["sha256"]), int(v["size"])) for k, v in fields["files"].items()},
+            memory={str(k): _graph_memory(v) for k, v in fields.get("memory", {}).items()},
             raw=raw,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"the artifact's manifest is damaged: {error!r}") from error
+
+
+def _graph_memory(fields: dict[str, Any]) -> GraphMemory:
+    found = GraphMemory(int(fields["num_nodes"]), tuple(int(n) for n in fields["activation_bytes"]))
+    if not found.activation_bytes or min(found.num_nodes, *found.activation_bytes) < 0:
+        raise ValueError("a graph's memory is not one non-negative number of bytes for each count of blocks")
+    return found
 
 
 def read(folder: Path) -> Manifest:

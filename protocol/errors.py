@@ -5,7 +5,8 @@
     |   |-- ConfigError          a file or flag: unknown key, wrong type, impossible value
     |   |-- DataError            the examples: missing file, NaN, labels out of range
     |   |-- ArtifactError        an artifact folder: wrong digest, foreign version, no parity
-    |   `-- RuntimeMissing       onnxruntime or the op library is not what was asked for
+    |   |-- RuntimeMissing       onnxruntime or the op library is not what was asked for
+    |   `-- OutOfMemory          a task's plan exceeds the device's budget
     |-- ProtocolError          the peer sent something it must not; logged, dropped, counted
     |   |-- MalformedMessage     cannot be decoded, or violates the schema
     |   |-- LimitExceeded        larger than was agreed or declared
@@ -39,6 +40,10 @@ class ArtifactError(UserError):
 
 class RuntimeMissing(UserError):
     """The requested runtime or the op library is absent or unsuitable."""
+
+
+class OutOfMemory(UserError):
+    """A task would take more memory than the device may give it."""
 
 
 class ProtocolError(SparsefleetError):

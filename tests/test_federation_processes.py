@@ -82,6 +82,22 @@ def test_clients_train_on_the_training_builds_module_when_asked(make):
     assert all(runtime.endswith(" module") for runtime in runtimes), runtimes
 
 
+def test_a_client_without_the_memory_refuses_and_the_others_go_on(make):
+    one = make()
+    one.write({"name": "fedavg"}, rounds=2)
+    one.start_coordinator("--out", str(one.out))
+    for number in range(3):
+        one.start_client(number, *(["--memory-budget-mb", "60"] if number == 1 else []))
+    one.finish()
+    rows = read_csv(one.out / "rounds.csv")
+    assert [(row["updates"], row["dropouts"]) for row in rows] == [("2", "1"), ("2", "1")]
+    refused = [event for event in one.events() if event["event"] == "task-refused"]
+    assert {event["client"] for event in refused} == {"client-001"}
+    assert "this device has a budget of 60 MB" in refused[0]["reason"]
+    # Not even the graph was fetched.
+    assert not list((one.folder / "client-001").rglob(artifacts.STEP))
+
+
 @pytest.mark.slow
 def test_a_killed_client_does_not_stop_the_run_and_rejoins(make):
     one = make(5)

@@ -15,8 +15,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from protocol.errors import SparsefleetError, UserError
+
+if TYPE_CHECKING:
+    from protocol.artifact import Manifest
 
 Subparsers = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -124,12 +128,14 @@ def _export(commands: Subparsers) -> None:  # type: ignore[valid-type]
             options.model, shape, options.classes, options.out, library_path(), options.seed
         )
         layout = exported.manifest.layout
+        planned = {density: _peak_bytes(exported.manifest, density) for density in (1.0, 0.1, 0.02)}
         facts = {
             "artifact": str(options.out),
             "digest": exported.manifest.digest,
             "num_parameters": layout.num_trainable,
             "num_prunable": layout.num_prunable,
             "worst_relative_difference": exported.worst_difference,
+            "planned_peak_bytes": {f"density {density:g}": peak for density, peak in planned.items()},
         }
         if options.json:
             print(json.dumps(facts))
@@ -138,9 +144,25 @@ def _export(commands: Subparsers) -> None:  # type: ignore[valid-type]
                 f"{options.out}: {layout.num_trainable:,} parameters, {layout.num_prunable:,} prunable; loss and "
                 f"gradients differ from PyTorch by at most {exported.worst_difference:.1e}"
             )
+            peaks = ", ".join(f"{peak / 1e6:.0f} MB at density {d:g}" for d, peak in planned.items())
+            print(f"a client that trains it in batches of {PLANNED_BATCH} will need {peaks}")
         return 0
 
     parser.set_defaults(run=run)
+
+
+PLANNED_BATCH = 16
+
+
+def _peak_bytes(manifest: Manifest, density: float) -> int:
+    """Memory of a client without examples that trains the model in batches of PLANNED_BATCH."""
+    from edge_client.memory import plan
+
+    layout = manifest.layout
+    nnz = round(density * layout.num_prunable) + layout.size - layout.num_prunable
+    planned = plan(manifest, nnz, PLANNED_BATCH)
+    assert planned is not None  # It was exported just now.
+    return planned.peak_bytes
 
 
 def _data(commands: Subparsers) -> None:  # type: ignore[valid-type]
@@ -222,6 +244,8 @@ def _client(commands: Subparsers) -> None:  # type: ignore[valid-type]
     parser.add_argument("--state", help="folder for what survives a restart")
     parser.add_argument("--runtime", choices=["portable", "module"])
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--saved-activations", choices=["full", "compressed", "half"])
+    parser.add_argument("--memory-budget-mb", type=int, help="refuse tasks that need more; 0: by profile")
     parser.add_argument("--energy", help="auto, auto-process, rapl, rapl-process, model, none")
     parser.add_argument("--broker", help="mqtt://host:port; the password is in SPARSEFLEET_PASSWORD")
     parser.add_argument("--fleet")

@@ -27,7 +27,17 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 2.0
 
-FLAGS = ("client_id", "data", "state", "runtime", "threads", "energy", "exit_after_run")
+FLAGS = (
+    "client_id",
+    "data",
+    "state",
+    "runtime",
+    "saved_activations",
+    "threads",
+    "memory_budget_mb",
+    "energy",
+    "exit_after_run",
+)
 
 
 def run_client(options: argparse.Namespace) -> int:
@@ -49,7 +59,10 @@ def run_client(options: argparse.Namespace) -> int:
     with contextlib.closing(transport):
         link = Link(transport, topics, config.client_id)
         threads = config.threads or profile.threads
-        daemon = Daemon(config, link, meter, spool, session, num_examples, library, threads, profile.name)
+        budget_mb = config.memory_budget_mb or profile.budget_mb or 0
+        daemon = Daemon(
+            config, link, meter, spool, session, num_examples, library, threads, profile.name, budget_mb
+        )
         try:
             daemon.run()
         finally:

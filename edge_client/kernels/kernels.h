@@ -183,6 +183,24 @@ struct Kernels {
                            int64_t rounds, float* sums);
     int64_t (*stream_read)(const float* x, int64_t count, int64_t rounds, float* sums);
     int64_t (*stream_scale)(const float* x, float factor, int64_t count, float* y);
+
+    // Saved activations: bits have the pixels of a plane without halo, bit n of each for lane n.
+    // Valid lanes that are not zero and not below the threshold; returns how many.
+    int64_t (*kept_bits)(const float* x, const Blocked&, int64_t num_examples, float threshold,
+                         uint16_t* bits, int64_t plane);
+    // values are the plane's own, `count` of them, which is what its bits name. Restoring zeroes the halo.
+    void (*save_values)(const float* x, const Blocked&, const uint16_t* bits, float* values, int64_t count,
+                        int64_t plane);
+    void (*save_values_half)(const float* x, const Blocked&, const uint16_t* bits, uint16_t* values,
+                             int64_t count, int64_t plane);
+    void (*restore_values)(const uint16_t* bits, const float* values, int64_t count, float* y,
+                           const Blocked&, int64_t plane);
+    void (*restore_values_half)(const uint16_t* bits, const uint16_t* values, int64_t count, float* y,
+                                const Blocked&, int64_t plane);
+    void (*restore_signs)(const uint16_t* bits, float* y, const Blocked&, int64_t plane);  // 1 or 0
+    // halves are [B, C, H, W, 16], without halo.
+    void (*save_halves)(const float* x, const Blocked&, uint16_t* halves, int64_t plane);
+    void (*restore_halves)(const uint16_t* halves, float* y, const Blocked&, int64_t plane);
 };
 
 constexpr int64_t ROOFLINE_SUMS = 32 * LANES;

@@ -12,6 +12,7 @@ std::vector<const OrtCustomOp*> loss_ops();       // SoftmaxCrossEntropy and gra
 std::vector<const OrtCustomOp*> norm_ops();       // BatchNorm and gradient
 std::vector<const OrtCustomOp*> pointwise_ops();  // Relu and gradient, Add
 std::vector<const OrtCustomOp*> pool_ops();       // MaxPool, AveragePool, GlobalAveragePool and gradients
+std::vector<const OrtCustomOp*> saved_ops();      // SaveActivation, SaveSigns, SaveHalf and their restorers
 std::vector<const OrtCustomOp*> sparse_ops();     // SparseConv, SparseGemm and gradients
 
 }  // namespace sparsefleet

@@ -63,8 +63,8 @@ namespace sparsefleet {
 
 constexpr uint32_t ORT_API_VERSION_USED = 17;
 
-// ONNXTensorElementDataType, the four that our ops use.
-enum class ElementType : int { FLOAT = 1, UINT8 = 2, INT32 = 6, INT64 = 7 };
+// ONNXTensorElementDataType, the five that our ops use.
+enum class ElementType : int { FLOAT = 1, UINT8 = 2, UINT16 = 4, INT32 = 6, INT64 = 7 };
 
 // OrtErrorCode and OrtOpAttrType, the ones we use.
 constexpr int ORT_FAIL_CODE = 1;

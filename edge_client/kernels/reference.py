@@ -402,3 +402,49 @@ def softmax_cross_entropy_grad(dloss: Float, log_prob: Float, labels: Long) -> F
     gradient = np.exp(log_prob.astype(np.float64))
     gradient[np.arange(len(labels)), labels] -= 1.0
     return (gradient * dloss / len(labels)).astype(np.float32)
+
+
+# Saved activations
+
+
+def _valid(x: Float, count: Long) -> NDArray[np.bool_]:
+    """Which elements of a blocked tensor are no padding lanes."""
+    example = np.arange(x.shape[0])[:, None] * LANES + np.arange(LANES)
+    return np.broadcast_to((example < count[0])[:, None, None, None, :], x.shape)
+
+
+def _inner(x: Float, halo: int) -> Float:
+    return x[:, :, halo : x.shape[2] - halo, halo : x.shape[3] - halo]
+
+
+def save_activation(
+    x: Float, count: Long, keep: Float, threshold: Float, *, in_halo: int
+) -> tuple[NDArray[np.uint16], Long, Float, Float]:
+    """Return (bits [B, C, H, W], begin [B * C + 1], values, threshold that was used).
+
+    Kept is what is not zero and not below the threshold. With keep < 1 and a negative one, that is the
+    k-th largest magnitude of all valid elements, zeros included, k = ceil(max(keep, 1e-7) * size).
+    """
+    inner = _inner(x, in_halo)
+    valid = _valid(inner, count)
+    used = np.float32(0.0 if keep >= 1 else threshold)
+    if used < 0:
+        magnitudes = np.sort(np.abs(inner[valid]))[::-1]
+        used = magnitudes[int(np.ceil(max(float(keep), 1e-7) * magnitudes.size)) - 1]
+    kept = valid & (inner != 0) & ~(np.abs(inner) < used)
+    bits = (kept * (1 << np.arange(LANES))).sum(axis=-1).astype(np.uint16)
+    begin = np.concatenate([[0], np.cumsum(kept.sum(axis=(2, 3, 4)).reshape(-1))])
+    return bits, begin.astype(np.int64), inner[kept], np.array(used, np.float32)
+
+
+def restore_activation(bits: NDArray[np.uint16], begin: Long, values: Float, *, out_halo: int) -> Float:
+    """What was kept, in its place, with zeros elsewhere."""
+    kept = (bits[..., None] >> np.arange(LANES) & 1).astype(bool)
+    inner = np.zeros(kept.shape, np.float32)
+    inner[kept] = values
+    return np.pad(inner, ((0, 0), (0, 0), (out_halo, out_halo), (out_halo, out_halo), (0, 0)))
+
+
+def halves(x: Float) -> NDArray[np.uint16]:
+    """The bits of the nearest halves, ties to even; beyond the largest half: that one."""
+    return np.clip(x, -65504, 65504).astype(np.float16).view(np.uint16)

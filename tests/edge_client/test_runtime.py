@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import builtins
 import importlib.util
+import json
+from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 
 from edge_client.kernels import library_path
-from edge_client.runtime import MODULE, PORTABLE, Runtime, open_runtime
+from edge_client.runtime import MODULE, PORTABLE, Runtime, open_runtime, session_options
 from export import parity
 from export.models import DEFAULT_INPUT_SHAPE, builder
 from protocol import artifact as artifacts
@@ -153,3 +157,20 @@ def test_a_mask_that_lacks_what_is_never_pruned_is_refused(artifact):
     mask = Mask(np.arange(case.layout.size - 1, dtype=np.int32), case.layout.size)
     with pytest.raises(ArtifactError, match="never pruned"):
         case.runtime.bind(SparseVector.of(case.flat, mask))
+
+
+def test_nodes_run_in_the_order_of_the_file(artifact, tmp_path):
+    """Memory is planned in that order; left to itself onnxruntime delays what only the backward pass reads."""
+    folder = artifact("resnet8")
+    options = session_options(library_path(), threads=1)
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    step = onnx.load(str(folder / artifacts.STEP))
+    session = onnxruntime.InferenceSession(step.SerializeToString(), options, ["CPUExecutionProvider"])
+    case = Case(folder, PORTABLE)
+    mask = parity.random_mask(case.layout, 0.1, np.random.default_rng(0))
+    session.run(None, parity.feeds(case.layout, case.flat, mask, *case.batch(3)))
+    events = json.loads(Path(session.end_profiling()).read_text())
+    kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+    ran = [e["name"].removesuffix("_kernel_time") for e in sorted(kernels, key=lambda e: e["ts"])]
+    assert ran == [node.name for node in step.graph.node]

@@ -74,3 +74,23 @@ def test_initial_weights_are_checked():
         weights(good.tobytes()[:-1], LAYOUT)
     with pytest.raises(ArtifactError, match="NaN"):
         weights(np.array([1, np.nan, 2], "<f4").tobytes(), LAYOUT)
+
+
+def test_memory_is_read_and_an_old_manifest_has_none(tmp_path):
+    write(tmp_path)
+    raw = (tmp_path / MANIFEST).read_bytes()
+    assert parse(raw).memory == {}
+    fields = json.loads(raw)
+    fields["memory"] = {"step.onnx": {"num_nodes": 3, "activation_bytes": [10, 21]}}
+    graph = parse(dump({k: v for k, v in fields.items() if k != "format"})).memory["step.onnx"]
+    # 1 to 16 examples are one block, 17 to 32 two; beyond the list in proportion.
+    assert [graph.activations(n) for n in (1, 16, 17, 32, 33)] == [10, 10, 21, 21, 32]
+
+
+@pytest.mark.parametrize("bytes_", [[], [-1], "many", None])
+def test_memory_without_meaning_is_a_damaged_manifest(bytes_, tmp_path):
+    write(tmp_path)
+    fields = json.loads((tmp_path / MANIFEST).read_bytes())
+    fields["memory"] = {"step.onnx": {"num_nodes": 3, "activation_bytes": bytes_}}
+    with pytest.raises(ArtifactError, match="damaged"):
+        parse(dump({k: v for k, v in fields.items() if k != "format"}))

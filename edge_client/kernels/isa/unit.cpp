@@ -32,6 +32,7 @@ namespace {
 #include "pointwise.inc"
 #include "pool.inc"
 #include "roofline.inc"
+#include "saved.inc"
 // spmm.inc first, for each_tile.
 #include "spmm.inc"
 #include "sddmm.inc"
@@ -69,6 +70,14 @@ const Kernels SPARSEFLEET_TABLE = {
     peak_gather,
     stream_read,
     stream_scale,
+    kept_bits,
+    save_values<float>,
+    save_values<uint16_t>,
+    restore_values<float>,
+    restore_values<uint16_t>,
+    restore_signs,
+    save_halves,
+    restore_halves,
 };
 
 }  // namespace sparsefleet

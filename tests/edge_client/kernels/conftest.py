@@ -30,8 +30,22 @@ OUTPUTS = {
     "BatchNormAddReluGrad": ["dx", "dscale", "dbias", "dskip"],
     "BatchNormAddReluSumGrad": ["dx", "dscale", "dbias", "dskip"],
     "SoftmaxCrossEntropy": ["loss", "log_prob"],
+    "SaveActivation": ["bits", "begin", "values", "used"],
+    "SaveActivationHalf": ["bits", "begin", "values", "used"],
+    "SaveSigns": ["bits"],
+    "SaveHalf": ["halves"],
 }
-ELEMENT_TYPES = {("Pack", "count"): TensorProto.INT64, ("MaxPool", "argmax"): TensorProto.UINT8}
+ELEMENT_TYPES = {
+    ("Pack", "count"): TensorProto.INT64,
+    ("MaxPool", "argmax"): TensorProto.UINT8,
+    ("SaveActivation", "bits"): TensorProto.UINT16,
+    ("SaveActivation", "begin"): TensorProto.INT64,
+    ("SaveActivationHalf", "bits"): TensorProto.UINT16,
+    ("SaveActivationHalf", "begin"): TensorProto.INT64,
+    ("SaveActivationHalf", "values"): TensorProto.UINT16,
+    ("SaveSigns", "bits"): TensorProto.UINT16,
+    ("SaveHalf", "halves"): TensorProto.UINT16,
+}
 
 
 class Node:
