@@ -118,6 +118,7 @@ class Federation:
     def __init__(self, home: Path, folder: Path, num_clients: int) -> None:
         self.home, self.folder, self.num_clients = home, folder, num_clients
         self.client_command, self.client_folder = [sys.executable, "-m", "tools.cli"], ROOT
+        self.client_environment: dict[str, str] = {}
         self.out = folder / "run"
         self.experiment = folder / "experiment.toml"
         self.url = f"mqtt://127.0.0.1:{free_port()}"
@@ -172,7 +173,7 @@ class Federation:
             self.clients[client_id] = subprocess.Popen(
                 command,
                 cwd=self.client_folder,
-                env={**os.environ, "SPARSEFLEET_PASSWORD": self.password},
+                env={**os.environ, "SPARSEFLEET_PASSWORD": self.password, **self.client_environment},
                 stdout=log,
                 stderr=log,
             )
