@@ -178,8 +178,6 @@ def _window(node: NodeProto) -> tuple[tuple[int, int], int, int]:
         _refuse(node, f"stride {strides} with padding {pads} (both must be equal in all directions)")
     if any(d != 1 for d in attributes.get("dilations", ())):
         _refuse(node, "dilation")
-    if attributes.get("group", 1) != 1:
-        _refuse(node, "a grouped convolution")
     if attributes.get("ceil_mode", 0):
         _refuse(node, "ceil_mode")
     return (kernel[0], kernel[1]), strides[0], pads[0]
@@ -198,6 +196,7 @@ def _conv(context: _Context, node: NodeProto) -> None:
         pad=pad,
         in_halo=context.halos[node.input[0]],
         out_halo=context.halos[node.output[0]],
+        group=int(_attributes(node).get("group", 1)),
     )
 
 

@@ -78,6 +78,23 @@ def dense_weight(values: Float, indices: Int, shape: tuple[int, ...]) -> Double:
     return weight.reshape(shape)
 
 
+def ungrouped(weight: Double, group: int) -> Double:
+    """[K, C / group, ...] -> [K, C, ...]: zeros where an output channel does not read an input channel."""
+    k, c = weight.shape[:2]
+    wide = np.zeros((k, c * group, *weight.shape[2:]))
+    for i in range(k):
+        first = i // (k // group) * c
+        wide[i, first : first + c] = weight[i]
+    return wide
+
+
+def grouped(wide: Double, group: int) -> Double:
+    """[K, C, ...] -> [K, C / group, ...]: what each output channel reads."""
+    k, c = wide.shape[0], wide.shape[1] // group
+    firsts = [i // (k // group) * c for i in range(k)]
+    return np.stack([wide[i, first : first + c] for i, first in enumerate(firsts)])
+
+
 def padded(x: Double, pad: int) -> Double:
     """Zeros around height and width."""
     return np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
@@ -96,11 +113,15 @@ def sparse_conv(
     pad: int,
     in_halo: int,
     out_halo: int,
+    group: int = 1,
 ) -> Float:
-    """Convolution; a weight's index is ((k * C + c) * kernel_h + r) * kernel_w + s."""
+    """Convolution; a weight's index is ((k * C / group + c) * kernel_h + r) * kernel_w + s.
+
+    Output channels come in `group` groups of equal size; c counts within the input channels of k's group.
+    """
     source = padded(examples(x, in_halo), pad)
     n, c, h, w = source.shape
-    weight = dense_weight(values, indices, (out_channels, c, kernel_h, kernel_w))
+    weight = ungrouped(dense_weight(values, indices, (out_channels, c // group, kernel_h, kernel_w)), group)
     out_h, out_w = (h - kernel_h) // stride + 1, (w - kernel_w) // stride + 1
     y = np.zeros((n, out_channels, out_h, out_w))
     for r in range(kernel_h):
@@ -125,12 +146,14 @@ def sparse_conv_grad(
     pad: int,
     in_halo: int,
     out_halo: int,
+    group: int = 1,
 ) -> tuple[Float, Float, Float]:
     """Return (dx, dvalues, dbias)."""
     gradient = examples(dy, out_halo)
     source = padded(examples(x, in_halo), pad)
     _, _, out_h, out_w = gradient.shape
-    weight = dense_weight(values, indices, (out_channels, source.shape[1], kernel_h, kernel_w))
+    shape = (out_channels, source.shape[1] // group, kernel_h, kernel_w)
+    weight = ungrouped(dense_weight(values, indices, shape), group)
     d_source, d_weight = np.zeros_like(source), np.zeros_like(weight)
     for r in range(kernel_h):
         for s in range(kernel_w):
@@ -140,7 +163,7 @@ def sparse_conv_grad(
             d_weight[:, :, r, s] = np.einsum("nkhw,nchw->kc", gradient, source[:, :, rows, columns])
     height, width = d_source.shape[2] - pad, d_source.shape[3] - pad
     dx = blocked(d_source[:, :, pad:height, pad:width], in_halo)
-    d_values = d_weight.reshape(-1)[indices].astype(np.float32)
+    d_values = grouped(d_weight, group).reshape(-1)[indices].astype(np.float32)
     return dx, d_values, gradient.sum(axis=(0, 2, 3)).astype(np.float32)
 
 
