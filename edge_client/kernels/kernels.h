@@ -115,6 +115,26 @@ struct BatchNormGradient {
     float* d_skip;          // ADD_RELU only: the gradient of what was added; null if nobody wants it
 };
 
+// Normalization of each example by itself. mean and invstd are [B, statistics, 16].
+struct GroupNorm {
+    Blocked x;       // geometry of x and dx
+    Blocked y;       // geometry of y and dy: the same but for the halo
+    int64_t groups;  // channels / groups of them share their statistics, over all pixels
+    float epsilon;
+};
+
+// The same where a pixel's channels share their statistics, not those of other pixels. No halo.
+struct LayerNorm {
+    Blocked x;  // geometry of x, dx, y and dy
+    float epsilon;
+};
+
+// Where the statistics of a value lie, in floats. 0 where it does not depend on the pixel.
+struct StatisticStrides {
+    int64_t block, group, pixel;
+    int64_t group_channels;
+};
+
 // Pooling, one plane (block * C + channel) at a time.
 struct Pool {
     Blocked x;  // geometry of x and dx
@@ -165,6 +185,22 @@ struct Kernels {
     // dx = a * d + b * (x - mean) + c in valid lanes, zero in padding lanes and halo.
     void (*normalize_grad)(const BatchNorm&, const BatchNormGradient&, float a, float b, float c, float* dx,
                            int64_t channel);
+
+    // One group of one block: piece = block * groups + group.
+    void (*group_norm)(const GroupNorm&, const float* x, const float* scale, const float* bias, float* y,
+                       float* mean, float* invstd, int64_t piece);
+    void (*group_norm_grad)(const GroupNorm&, const float* dy, const float* x, const float* scale,
+                            const float* mean, const float* invstd, float* dx, int64_t piece);
+    // The pixels [begin, end) of one block.
+    void (*layer_norm)(const LayerNorm&, const float* x, const float* scale, const float* bias, float* y,
+                       float* mean, float* invstd, int64_t block, int64_t begin, int64_t end);
+    void (*layer_norm_grad)(const LayerNorm&, const float* dy, const float* x, const float* scale,
+                            const float* mean, const float* invstd, float* dx, int64_t block, int64_t begin,
+                            int64_t end);
+    // Sum of dy * (x - mean) * invstd and of dy, over one channel.
+    void (*example_norm_sums)(const Blocked& dy_geometry, const Blocked& x_geometry, const StatisticStrides&,
+                              const float* dy, const float* x, const float* mean, const float* invstd,
+                              int64_t channel, double* d_scale, double* d_bias);
 
     // argmax has the planes of y without halo: [H, W, 16] each. It holds r * kernel_w + s of the first
     // maximum.

@@ -7,6 +7,7 @@
 
 namespace sparsefleet {
 
+std::vector<const OrtCustomOp*> groupnorm_ops();  // GroupNorm, LayerNorm and gradients
 std::vector<const OrtCustomOp*> layout_ops();     // Pack, Unpack, Flatten and gradients
 std::vector<const OrtCustomOp*> loss_ops();       // SoftmaxCrossEntropy and gradient
 std::vector<const OrtCustomOp*> norm_ops();       // BatchNorm and gradient

@@ -258,6 +258,81 @@ def batch_norm_grad(
     return blocked(dx, grad_halo), d_scale.astype(np.float32), d_bias.astype(np.float32)
 
 
+# Normalization of each example by itself
+
+
+def group_norm(
+    x: Float, scale: Float, bias: Float, *, epsilon: float, groups: int, in_halo: int, out_halo: int
+) -> tuple[Float, Float, Float]:
+    """Return (y, mean, invstd): statistics [B, groups, 16] over each example's channels of a group."""
+    maps = examples(x, in_halo)
+    n, c, h, w = maps.shape
+    members = maps.reshape(n, groups, -1)
+    mean, invstd = members.mean(axis=2), 1.0 / np.sqrt(members.var(axis=2) + epsilon)
+    xhat = ((members - mean[:, :, None]) * invstd[:, :, None]).reshape(n, c, h, w)
+    y = xhat * scale[:, None, None] + bias[:, None, None]
+    return blocked(y, out_halo), in_lanes(mean), in_lanes(invstd)
+
+
+def group_norm_grad(
+    dy: Float,
+    x: Float,
+    scale: Float,
+    mean: Float,
+    invstd: Float,
+    *,
+    epsilon: float,
+    groups: int,
+    in_halo: int,
+    out_halo: int,
+) -> tuple[Float, Float, Float]:
+    """Return (dx, dscale, dbias). epsilon is already in invstd."""
+    del epsilon
+    gradient, maps = examples(dy, out_halo), examples(x, in_halo)
+    shape, by_group = maps.shape, (len(maps), groups, -1)
+    inverse = out_of_lanes(invstd)[:, :, None]
+    xhat = (maps.reshape(by_group) - out_of_lanes(mean)[:, :, None]) * inverse
+    g = (gradient * scale[:, None, None]).reshape(by_group)
+    dx = inverse * (g - g.mean(axis=2, keepdims=True) - xhat * (g * xhat).mean(axis=2, keepdims=True))
+    d_scale = (gradient * xhat.reshape(shape)).sum(axis=(0, 2, 3)).astype(np.float32)
+    return blocked(dx.reshape(shape), in_halo), d_scale, gradient.sum(axis=(0, 2, 3)).astype(np.float32)
+
+
+def layer_norm(x: Float, scale: Float, bias: Float, *, epsilon: float) -> tuple[Float, Float, Float]:
+    """Return (y, mean, invstd): statistics [B, H * W, 16] over the channels of each pixel."""
+    maps = examples(x, 0)
+    mean, invstd = maps.mean(axis=1, keepdims=True), 1.0 / np.sqrt(maps.var(axis=1, keepdims=True) + epsilon)
+    y = (maps - mean) * invstd * scale[:, None, None] + bias[:, None, None]
+    flat = (len(maps), -1)
+    return blocked(y, 0), in_lanes(mean.reshape(flat)), in_lanes(invstd.reshape(flat))
+
+
+def layer_norm_grad(
+    dy: Float, x: Float, scale: Float, mean: Float, invstd: Float, *, epsilon: float
+) -> tuple[Float, Float, Float]:
+    """Return (dx, dscale, dbias). epsilon is already in invstd."""
+    del epsilon
+    gradient, maps = examples(dy, 0), examples(x, 0)
+    per_pixel = (len(maps), 1, *maps.shape[2:])
+    inverse = out_of_lanes(invstd).reshape(per_pixel)
+    xhat = (maps - out_of_lanes(mean).reshape(per_pixel)) * inverse
+    g = gradient * scale[:, None, None]
+    dx = inverse * (g - g.mean(axis=1, keepdims=True) - xhat * (g * xhat).mean(axis=1, keepdims=True))
+    d_scale = (gradient * xhat).sum(axis=(0, 2, 3)).astype(np.float32)
+    return blocked(dx, 0), d_scale, gradient.sum(axis=(0, 2, 3)).astype(np.float32)
+
+
+def in_lanes(statistics: Double) -> Float:
+    """[16 B, S] -> [B, S, 16]."""
+    by_block = statistics.reshape(-1, LANES, statistics.shape[1])
+    return np.ascontiguousarray(by_block.transpose(0, 2, 1), np.float32)
+
+
+def out_of_lanes(statistics: Float) -> Double:
+    """[B, S, 16] -> [16 B, S]."""
+    return statistics.transpose(0, 2, 1).reshape(-1, statistics.shape[1]).astype(np.float64)
+
+
 # Pointwise
 
 

@@ -28,6 +28,8 @@ namespace {
 #include "vector.inc"
 // vector.inc first, layout.inc before those that zero a halo.
 #include "layout.inc"
+#include "groupnorm.inc"
+#include "layernorm.inc"
 #include "norm.inc"
 #include "pointwise.inc"
 #include "pool.inc"
@@ -60,6 +62,11 @@ const Kernels SPARSEFLEET_TABLE = {
     normalize,
     normalize_sums,
     normalize_grad,
+    group_norm,
+    group_norm_grad,
+    layer_norm,
+    layer_norm_grad,
+    example_norm_sums,
     max_pool,
     max_pool_grad,
     average_pool,
