@@ -9,6 +9,8 @@ block n // 16 and h is a halo of zeros (see blocked.h for the invariants). Vecto
 [16 B, C, H, W] between `examples` and `blocked`.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,30 +43,54 @@ def examples(x: Float, halo: int) -> Double:
     return inner.transpose(0, 4, 1, 2, 3).reshape(b * LANES, c, h - 2 * halo, w - 2 * halo).astype(np.float64)
 
 
-def pack(x: Float, *, out_halo: int) -> tuple[Float, Long]:
-    """[N, C, H, W] or [N, F] -> (blocked tensor, [N])."""
-    maps = x if x.ndim == 4 else x[:, :, None, None]
-    return blocked(maps, out_halo), np.array([x.shape[0]], np.int64)
+def pack(x: Float, *, out_halo: int, rank: int = 0) -> tuple[Float, Long]:
+    """[N, C, H, W], tokens [N, T, C] or [N, F] -> (blocked tensor, [N]). Tokens are maps of one row."""
+    del rank  # That of x; it is there for the gradient.
+    return blocked(as_maps(x), out_halo), np.array([x.shape[0]], np.int64)
 
 
-def unpack(x: Float, count: Long) -> Float:
-    """[B, F, 1, 1, 16] -> [N, F]."""
-    return examples(x, 0)[: count[0], :, 0, 0].astype(np.float32)
+def pack_grad(dy: Float, count: Long, *, out_halo: int, rank: int) -> Float:
+    """The gradient of `pack`: what `unpack` does."""
+    return unpack(dy, count, in_halo=out_halo, rank=rank)
 
 
-def unpack_grad(dy: Float) -> Float:
-    """[N, F] -> [B, F, 1, 1, 16]; zero in padding lanes, which is where that invariant begins."""
-    return blocked(dy[:, :, None, None], 0)
+def unpack(x: Float, count: Long, *, in_halo: int = 0, rank: int = 2) -> Float:
+    """Blocked tensor -> [N, C, H, W] (rank 4), tokens [N, W, C] (rank 3, H = 1) or [N, F] (rank 2)."""
+    maps = examples(x, in_halo)[: count[0]].astype(np.float32)
+    if rank == 4:
+        return maps
+    tokens = np.ascontiguousarray(maps[:, :, 0].transpose(0, 2, 1))
+    return tokens if rank == 3 else tokens[:, 0]
 
 
-def flatten(x: Float, *, channels: int, in_halo: int, in_height: int, in_width: int) -> Float:
-    """[B, C, H + 2h, W + 2h, 16] -> [B, C * H * W, 1, 1, 16], in the order c, h, w."""
-    features = channels * in_height * in_width
-    return blocked(examples(x, in_halo).reshape(-1, features, 1, 1), 0)
+def unpack_grad(dy: Float, *, in_halo: int = 0, rank: int = 0) -> Float:
+    """What `pack` does; zero in padding lanes, which is where that invariant begins."""
+    return pack(dy, out_halo=in_halo, rank=rank)[0]
 
 
-def flatten_grad(dy: Float, *, channels: int, in_halo: int, in_height: int, in_width: int) -> Float:
-    """[B, C * H * W, 1, 1, 16] -> [B, C, H + 2h, W + 2h, 16]."""
+def as_maps(x: Float) -> Float:
+    """[N, C, H, W], [N, T, C] or [N, F] as [N, C, H, W]."""
+    if x.ndim == 3:
+        return x.transpose(0, 2, 1)[:, :, None, :]
+    return x if x.ndim == 4 else x[:, :, None, None]
+
+
+def flatten(
+    x: Float, *, channels: int, in_halo: int, in_height: int, in_width: int, tokens: int = 0
+) -> Float:
+    """[B, C, H + 2h, W + 2h, 16] -> [B, C * H * W, 1, 1, 16], in the order c, h, w.
+
+    With tokens = 1 -> [B, C, 1, H * W, 16]: every pixel becomes a token.
+    """
+    shape = (-1, channels, 1, in_height * in_width) if tokens else (-1, channels * in_height * in_width, 1, 1)
+    return blocked(examples(x, in_halo).reshape(shape), 0)
+
+
+def flatten_grad(
+    dy: Float, *, channels: int, in_halo: int, in_height: int, in_width: int, tokens: int = 0
+) -> Float:
+    """The way back, into a map with its halo."""
+    del tokens
     return blocked(examples(dy, 0).reshape(-1, channels, in_height, in_width), in_halo)
 
 
@@ -349,6 +375,102 @@ def relu_grad(dy: Float, y: Float) -> Float:
 def add(a: Float, b: Float) -> Float:
     """The sum of two tensors of one shape; its gradient is the identity."""
     return a + b
+
+
+def leaky_relu(x: Float, *, alpha: float) -> Float:
+    """Keep x where it is positive; multiply it by alpha elsewhere."""
+    return np.where(x < 0, np.float32(alpha) * x, x)
+
+
+def leaky_relu_grad(dy: Float, y: Float, *, alpha: float) -> Float:
+    """The slope alpha is positive, so y has the sign of x."""
+    return np.where(y > 0, dy, np.float32(alpha) * dy)
+
+
+def gelu(x: Float, *, tanh: int) -> Float:
+    """Gaussian error linear unit (Hendrycks and Gimpel, 2016): x Phi(x), or its approximation by tanh."""
+    return np.asarray(x * _gate(x.astype(np.float64), tanh), np.float32)
+
+
+def gelu_grad(dy: Float, x: Float, *, tanh: int) -> Float:
+    """The derivative of x * gate(x), with that of the gate written out."""
+    v = np.clip(x.astype(np.float64), -40, 40)
+    if tanh:
+        t = 2 * _gate(v, 1) - 1
+        slope = 0.5 * (1 - t * t) * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * v * v)
+    else:
+        slope = np.exp(-0.5 * v * v) / np.sqrt(2 * np.pi)
+    return np.asarray(dy * (_gate(v, tanh) + v * slope), np.float32)
+
+
+def _gate(v: Double, tanh: int) -> Double:
+    v = np.clip(v, -40, 40)
+    if tanh:
+        return np.asarray(0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3))))
+    erf: Double = np.array([math.erf(u) for u in (v / math.sqrt(2)).reshape(-1)]).reshape(v.shape)
+    return 0.5 * (1 + erf)
+
+
+def add_weight(x: Float, weight: Float, *, halo: int, channels_last: int) -> Float:
+    """Add a weight [1, C, H, W], or [1, T, C] with channels_last, to every example; halo stays zero."""
+    maps = examples(x, halo)
+    return blocked(maps + _as_example(weight, maps.shape, channels_last), halo)
+
+
+def add_weight_grad(dy: Float, weight: Float, *, halo: int, channels_last: int) -> Float:
+    """The gradient of the weight, in its shape; that of x is dy."""
+    total = examples(dy, halo).sum(axis=0)
+    ordered = total.transpose(1, 2, 0) if channels_last else total
+    return np.asarray(ordered.reshape(weight.shape), np.float32)
+
+
+def _as_example(weight: Float, shape: tuple[int, ...], channels_last: int) -> Float:
+    _, c, h, w = shape
+    return weight.reshape(h, w, c).transpose(2, 0, 1) if channels_last else weight.reshape(c, h, w)
+
+
+# Attention
+
+
+def attention(qkv: Float, *, heads: int) -> tuple[Float, Float]:
+    """[B, 3 C, 1, T, 16] -> (y [B, C, 1, T, 16], probability [B, heads, T, T, 16]).
+
+    softmax(Q K^T / sqrt(C / heads)) V in each head (Vaswani et al., 2017); Q, K and V are the thirds of
+    the channels, and heads are outermost in each.
+    """
+    q, k, v = _heads(examples(qkv, 0)[:, :, 0], 3 * heads)
+    scores = np.einsum("nhft,nhfu->nhtu", q, k) / np.sqrt(q.shape[2])
+    e = np.exp(scores - scores.max(axis=3, keepdims=True))
+    p = e / e.sum(axis=3, keepdims=True)
+    y = np.einsum("nhtu,nhfu->nhft", p, v).reshape(len(p), -1, 1, p.shape[2])
+    return blocked(y, 0), _probability_in_lanes(p)
+
+
+def attention_grad(dy: Float, qkv: Float, probability: Float, *, heads: int) -> Float:
+    """Return dqkv, in the shape of qkv."""
+    q, k, v = _heads(examples(qkv, 0)[:, :, 0], 3 * heads)
+    (d,) = _heads(examples(dy, 0)[:, :, 0], heads, parts=1)
+    p = probability.transpose(0, 4, 1, 2, 3).reshape(-1, *probability.shape[1:4]).astype(np.float64)
+    scale = 1 / np.sqrt(q.shape[2])
+    dp = np.einsum("nhft,nhfu->nhtu", d, v)
+    ds = p * (dp - (p * dp).sum(axis=3, keepdims=True)) * scale
+    parts = (
+        np.einsum("nhtu,nhfu->nhft", ds, k),
+        np.einsum("nhtu,nhft->nhfu", ds, q),
+        np.einsum("nhtu,nhft->nhfu", p, d),
+    )
+    return blocked(np.concatenate([part.reshape(len(p), -1, 1, p.shape[2]) for part in parts], axis=1), 0)
+
+
+def _heads(x: Double, groups: int, parts: int = 3) -> list[Double]:
+    """[n, C, T] -> `parts` arrays [n, heads, C / groups, T]."""
+    n, c, t = x.shape
+    return np.split(x.reshape(n, groups, c // groups, t), parts, axis=1)
+
+
+def _probability_in_lanes(p: Double) -> Float:
+    by_block = p.reshape(-1, LANES, *p.shape[1:])
+    return np.ascontiguousarray(by_block.transpose(0, 2, 3, 4, 1), np.float32)
 
 
 # Pooling. Output size is rounded down; padding is minus infinity (max) or left out (average).

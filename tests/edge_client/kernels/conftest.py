@@ -33,6 +33,7 @@ OUTPUTS = {
     "GroupNormGrad": ["dx", "dscale", "dbias"],
     "LayerNorm": ["y", "mean", "invstd"],
     "LayerNormGrad": ["dx", "dscale", "dbias"],
+    "Attention": ["y", "probability"],
     "SoftmaxCrossEntropy": ["loss", "log_prob"],
     "SaveActivation": ["bits", "begin", "values", "used"],
     "SaveActivationHalf": ["bits", "begin", "values", "used"],
