@@ -66,18 +66,20 @@ def export_module(
     Raises:
         ArtifactError: an unsupported operator, or a gradient that is not PyTorch's; nothing is written.
     """
-    traced = trace(module, input_shape)
-    converted = convert(traced)
+    converted = convert(trace(module, input_shape))
     layout = converted.layout
     flat = layout.flatten({key: numpy_helper.to_array(value) for key, value in converted.weights.items()})
     training = generate(converted, library)
     lowered = lower(training.training, layout)
     step, storing = fuse(lowered), fuse(lowered, recompute=False)
+    evaluation = evaluation_form(
+        trace(module, input_shape, standard_only=True), [piece.name for piece in layout.pieces]
+    )
     worst = check(step, module, layout, flat, converted.num_classes, library)
     graphs = {STEP: step, STEP_COMPRESSED: compress(storing, False), STEP_HALF: compress(storing, True)}
     files = {
         **{file: graph.SerializeToString() for file, graph in graphs.items()},
-        EVAL: evaluation_form(traced, [piece.name for piece in layout.pieces]).SerializeToString(),
+        EVAL: evaluation.SerializeToString(),
         INITIAL: flat.astype("<f4").tobytes(),
         **training.files(),
     }

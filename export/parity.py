@@ -6,8 +6,9 @@ the graph's error alone.
 
 Kinks need care. Among the ten million ReLUs of a ResNet-18 step a few inputs are so close to zero
 that float32 rounding decides their sign, and each such sign moves gradients by 1e-3: PyTorch's own
-float32 gradients miss its float64 ones by that much. So PyTorch is evaluated on the same side of
-each kink as the graph (`_SameSide`), and a side may differ only where the input is next to zero.
+float32 gradients miss its float64 ones by that much. The same holds for the maximum of a window whose
+largest values are next to each other. So PyTorch is evaluated on the same side of each kink as the graph
+(`_SameSide`), and a side may differ only where rounding decides it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from export.graph import KEEP_HALO
 from protocol.errors import ArtifactError
 from protocol.layout import PRUNABLE, STATISTIC, Layout, Vector
 from protocol.sparse import Mask, top_k
@@ -32,7 +34,16 @@ from protocol.sparse import Mask, top_k
 TOLERANCE = 1e-4
 # Share of a layer's largest input within which the sign is a matter of rounding.
 NEXT_TO_ZERO = 1e-4
-RELUS = {torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_, nn.functional.relu}
+Pair = tuple[int, int]
+RELUS = {
+    torch.relu,
+    torch.relu_,
+    torch.Tensor.relu,
+    torch.Tensor.relu_,
+    nn.functional.relu,
+    nn.functional.leaky_relu,
+}
+MAX_POOLS = {torch.max_pool2d, nn.functional.max_pool2d}
 DENSITIES = (1.0, 0.1)
 BATCH = 19
 
@@ -68,7 +79,7 @@ def check(
         labels = np.arange(BATCH, dtype=np.int64) % num_classes
         outputs = session.run(None, feeds(layout, flat, mask, x, labels))
         ours = dict(zip((o.name for o in session.get_outputs()), outputs, strict=True))
-        sides = [_unblocked(ours.pop(name), halo) > 0 for name, halo in kinks]
+        sides = [_unblocked(ours.pop(name), halo) for name, halo in kinks]
         expected = torch_step(module, layout, flat, mask, (x, labels), sides)
         for difference in differences(ours, expected):
             if not difference.relative <= TOLERANCE:
@@ -103,28 +114,66 @@ def feeds(
 
 
 class _SameSide(TorchFunctionMode):
-    """Evaluates each ReLU on the side of zero that the graph took."""
+    """Evaluates each ReLU on the side of zero that the graph took, and each max pooling at its maxima."""
 
-    def __init__(self, sides: list[npt.NDArray[np.bool_]]) -> None:
+    def __init__(self, sides: list[npt.NDArray[np.generic]]) -> None:
         super().__init__()
         self._sides = iter(sides)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in RELUS:
-            return func(*args, **(kwargs or {}))
-        x = args[0]
+        if func in RELUS:
+            return self._relu(args[0], *_slope(func, args[1:], kwargs or {}))
+        if func in MAX_POOLS:
+            return self._max_pool(args[0], **_pool_window(args[1:], kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _next(self, shape: tuple[int, ...]) -> torch.Tensor:
         taken = next(self._sides, None)
         if taken is None:
             raise ArtifactError("the graph has fewer ReLUs than the module; the artifact was not written")
-        side = torch.from_numpy(taken[: len(x)]).reshape(x.shape)
+        return torch.from_numpy(taken[: shape[0]]).reshape(shape)
+
+    def _relu(self, x: torch.Tensor, slope: float) -> torch.Tensor:
+        side = self._next(tuple(x.shape)) > 0
         differs = side != (x > 0)
         if bool((x.abs()[differs] > NEXT_TO_ZERO * x.abs().max()).any()):
             raise ArtifactError("a ReLU of the graph differs from PyTorch's; the artifact was not written")
-        return x * side
+        return torch.where(side, x, slope * x)
+
+    def _max_pool(self, x: torch.Tensor, kernel: Pair, stride: Pair, padding: Pair) -> torch.Tensor:
+        around = (padding[1], padding[1], padding[0], padding[0])
+        padded = nn.functional.pad(x, around, value=-torch.inf)
+        windows = padded.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1]).flatten(4)
+        place = self._next(tuple(windows.shape[:4])).long()
+        taken = windows.gather(4, place[..., None])[..., 0]
+        if bool((windows.amax(4) - taken > NEXT_TO_ZERO * x.abs().max()).any()):
+            raise ArtifactError("a maximum of the graph differs from PyTorch's; the artifact was not written")
+        return taken
+
+
+def _slope(func: Any, args: Any, kwargs: Any) -> tuple[float]:
+    if func is not nn.functional.leaky_relu:
+        return (0.0,)
+    return (float(args[0] if args else kwargs.get("negative_slope", 0.01)),)
+
+
+def _pool_window(args: Any, kwargs: Any) -> dict[str, Pair]:
+    given = dict(zip(("kernel_size", "stride", "padding"), args, strict=False)) | kwargs
+    kernel = _pair(given["kernel_size"])
+    stride = given.get("stride")
+    return {
+        "kernel": kernel,
+        "stride": kernel if stride is None or stride == [] else _pair(stride),
+        "padding": _pair(given.get("padding", 0)),
+    }
+
+
+def _pair(value: Any) -> Pair:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
 
 
 def _with_kinks(step: onnx.ModelProto) -> tuple[onnx.ModelProto, list[tuple[str, int]]]:
-    """Add every ReLU's output to the graph's outputs; return them in order of execution, with halo."""
+    """Add the outputs of ReLUs and the maxima of pooling to the graph's; return them in order, with halo."""
     observed = onnx.ModelProto()
     observed.CopyFrom(step)
     halos = {
@@ -133,17 +182,18 @@ def _with_kinks(step: onnx.ModelProto) -> tuple[onnx.ModelProto, list[tuple[str,
     }
     kinks = []
     for node in step.graph.node:
-        if node.op_type in ("Relu", "Add"):  # These keep the halo of their input.
+        if node.op_type in KEEP_HALO:  # These keep the halo of their input.
             halos[node.output[0]] = halos[node.input[0]]
         if node.op_type.endswith("Relu"):
             kinks.append((node.output[0], halos[node.output[0]]))
-            observed.graph.output.append(
-                onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None)
-            )
+        elif node.op_type == "MaxPool":
+            kinks.append((node.output[1], 0))
+    for name, _ in kinks:
+        observed.graph.output.append(onnx.ValueInfoProto(name=name))
     return observed, kinks
 
 
-def _unblocked(blocked: npt.NDArray[np.float32], halo: int) -> npt.NDArray[np.float32]:
+def _unblocked(blocked: npt.NDArray[Any], halo: int) -> npt.NDArray[Any]:
     """[B, C, H + 2 * halo, W + 2 * halo, 16] -> [16 * B, C, H, W]; the last examples are padding."""
     inner = blocked[:, :, halo : blocked.shape[2] - halo, halo : blocked.shape[3] - halo]
     return inner.transpose(0, 4, 1, 2, 3).reshape(-1, *inner.shape[1:4])
@@ -155,7 +205,7 @@ def torch_step(
     flat: Vector,
     mask: Mask,
     batch: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]],
-    sides: list[npt.NDArray[np.bool_]],
+    sides: list[npt.NDArray[np.generic]],
 ) -> dict[str, npt.NDArray[np.float64]]:
     """PyTorch's loss, gradients at the mask and batch statistics, by the names of the step graph."""
     masked = np.zeros_like(flat)
