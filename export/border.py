@@ -14,6 +14,48 @@ from onnx import NodeProto
 
 FLEXIBLE = ("Relu", "Add")
 
+# What may stay standard: onnxruntime 1.19.2 builds its gradient, and a stock build can run that.
+STANDARD = frozenset(
+    (
+        "Abs",
+        "Add",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Constant",
+        "Div",
+        "Erf",
+        "Exp",
+        "Expand",
+        "Gather",
+        "Log",
+        "LogSoftmax",
+        "MatMul",
+        "Max",
+        "Min",
+        "Mul",
+        "Neg",
+        "Pad",
+        "Pow",
+        "ReduceMean",
+        "ReduceSum",
+        "Relu",
+        "Reshape",
+        "Shape",
+        "Sigmoid",
+        "Slice",
+        "Softmax",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Tanh",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    )
+)
+
 
 def ours(
     graph: onnx.GraphProto, can_be_ours: Callable[[NodeProto], bool], activations: Collection[str]

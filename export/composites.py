@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from torch.onnx import symbolic_helper
 
+from protocol.errors import ArtifactError
+
 DOMAIN = "sparsefleet"
 _is_whole = False  # Tracing is one per process: torch's registry of symbolics is, too.
 
@@ -49,7 +51,37 @@ def _gelu(g: Any, x: Any, approximate: Any) -> Any:
     ).setType(x.type())
 
 
-SYMBOLICS = {"aten::group_norm": _group_norm, "aten::layer_norm": _layer_norm, "aten::gelu": _gelu}
+def _instance_norm(
+    g: Any, x: Any, scale: Any, bias: Any, mean: Any, var: Any, use_input: Any, *rest: Any
+) -> Any:
+    """Group norm with a group for each map. With running statistics it is a norm of another kind."""
+    if not symbolic_helper._is_none(mean) or symbolic_helper._is_none(scale):
+        raise ArtifactError("InstanceNorm must have affine=True and track_running_stats=False")
+    attributes = {
+        "groups_i": symbolic_helper._get_tensor_dim_size(scale, 0),
+        "epsilon_f": symbolic_helper._parse_arg(rest[1], "f"),
+    }
+    return g.op(f"{DOMAIN}::GroupNorm", x, scale, bias, **attributes).setType(x.type())
+
+
+def _hard_sigmoid(g: Any, x: Any) -> Any:
+    """Write clip(x / 6 + 1 / 2, 0, 1): HardSigmoid and HardSwish have no gradient in the training build."""
+    sixth, half, zero, one = (g.op("Constant", value_t=torch.tensor(v)) for v in (1 / 6, 0.5, 0.0, 1.0))
+    return g.op("Clip", g.op("Add", g.op("Mul", x, sixth), half), zero, one).setType(x.type())
+
+
+def _hard_swish(g: Any, x: Any) -> Any:
+    return g.op("Mul", x, _hard_sigmoid(g, x)).setType(x.type())
+
+
+SYMBOLICS = {
+    "aten::group_norm": _group_norm,
+    "aten::instance_norm": _instance_norm,
+    "aten::layer_norm": _layer_norm,
+    "aten::gelu": _gelu,
+    "aten::hardsigmoid": _hard_sigmoid,
+    "aten::hardswish": _hard_swish,
+}
 
 
 @contextlib.contextmanager

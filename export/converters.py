@@ -151,8 +151,10 @@ CHANNELS_FIRST = ("Conv", "BatchNormalization", "MaxPool", "AveragePool", "Flatt
 
 def is_convertible(context: Context, node: NodeProto) -> bool:
     """Whether `node` can become an op of ours; a setting that has none is refused by its converter."""
+    if node.op_type not in CONVERTERS:
+        return False
     names = [node.input[0], *(node.input[1:] if node.op_type == "Add" else ()), node.output[0]]
-    if node.op_type not in CONVERTERS or not all(name in context.shapes for name in names):
+    if not all(name in context.shapes for name in names):
         return False
     if node.op_type == "Add" and len({(context.shapes[name], context.ranks[name]) for name in names}) != 1:
         return False

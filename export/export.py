@@ -70,7 +70,7 @@ def export_module(
     layout = converted.layout
     flat = layout.flatten({key: numpy_helper.to_array(value) for key, value in converted.weights.items()})
     training = generate(converted, library)
-    lowered = lower(training.training, layout)
+    lowered = lower(training.training, layout, converted.sizes)
     step, storing = fuse(lowered), fuse(lowered, recompute=False)
     evaluation = evaluation_form(
         trace(module, input_shape, standard_only=True), [piece.name for piece in layout.pieces]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from export.border import ours
+from export.border import STANDARD, ours
 from export.composites import DOMAIN as DOMAIN
 from export.context import Context, Shape, activations
 from export.converters import CONVERTERS, is_convertible, window
@@ -42,6 +42,7 @@ class Converted:
     weights: dict[str, onnx.TensorProto]
     statistic_momentum: dict[str, float]  # Share of the batch's value in the running one, as in torch.
     num_classes: int
+    sizes: dict[str, list[int | str]]  # Dimensions of the plain tensors, by name.
 
 
 def convert(traced: onnx.ModelProto) -> Converted:
@@ -67,15 +68,25 @@ def convert(traced: onnx.ModelProto) -> Converted:
     layout = Layout.of(
         (name, tuple(context.weights[name].dims), role) for name, role in context.roles.items()
     )
-    return Converted(
-        _model(graph, context, layout), layout, context.weights, context.momentum, shapes[logits][0]
-    )
+    plain = [info for info in graph.value_info if info.name in context.forms]
+    sizes = {
+        info.name: [d.dim_value or d.dim_param for d in info.type.tensor_type.shape.dim] for info in plain
+    }
+    model = _model(graph, context, layout)
+    model.graph.value_info.extend(plain)  # The gradient builder asks how the operands were broadcast.
+    return Converted(model, layout, context.weights, context.momentum, shapes[logits][0], sizes)
 
 
 def _keep(context: Context, node: NodeProto) -> None:
     if node.domain == DOMAIN:
         raise ArtifactError(
             f"{node.op_type} ({node.name}) works on [N, C, H, W], [N, T, D] or [N, F], the batch first"
+        )
+    if node.op_type not in STANDARD:
+        raise ArtifactError(
+            f"operator {node.op_type} ({node.name}) cannot be exported: it has no sparsefleet form, and no "
+            f"gradient in standard operators. Our ops take the place of {', '.join(sorted(CONVERTERS))}; "
+            f"{', '.join(sorted(STANDARD))} stay as they are. See docs/operators.md"
         )
     context.keep(node)
 

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from export.graph import KEEP_HALO
+from export.graph import DOMAIN, KEEP_HALO
 from protocol.errors import ArtifactError
 from protocol.layout import PRUNABLE, STATISTIC, Layout, Vector
 from protocol.sparse import Mask, top_k
@@ -79,7 +79,7 @@ def check(
         labels = np.arange(BATCH, dtype=np.int64) % num_classes
         outputs = session.run(None, feeds(layout, flat, mask, x, labels))
         ours = dict(zip((o.name for o in session.get_outputs()), outputs, strict=True))
-        sides = [_unblocked(ours.pop(name), halo) for name, halo in kinks]
+        sides = [ours.pop(name) if halo is None else _unblocked(ours.pop(name), halo) for name, halo in kinks]
         expected = torch_step(module, layout, flat, mask, (x, labels), sides)
         for difference in differences(ours, expected):
             if not difference.relative <= TOLERANCE:
@@ -172,20 +172,23 @@ def _pair(value: Any) -> Pair:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
 
 
-def _with_kinks(step: onnx.ModelProto) -> tuple[onnx.ModelProto, list[tuple[str, int]]]:
-    """Add the outputs of ReLUs and the maxima of pooling to the graph's; return them in order, with halo."""
+def _with_kinks(step: onnx.ModelProto) -> tuple[onnx.ModelProto, list[tuple[str, int | None]]]:
+    """Add the outputs of ReLUs and the maxima of pooling to the graph's.
+
+    Return them in order, with their halo; None where the tensor is not blocked.
+    """
     observed = onnx.ModelProto()
     observed.CopyFrom(step)
     halos = {
         node.output[0]: next((a.i for a in node.attribute if a.name == "out_halo"), 0)
         for node in step.graph.node
     }
-    kinks = []
+    kinks: list[tuple[str, int | None]] = []
     for node in step.graph.node:
-        if node.op_type in KEEP_HALO:  # These keep the halo of their input.
+        if node.domain == DOMAIN and node.op_type in KEEP_HALO:  # These keep the halo of their input.
             halos[node.output[0]] = halos[node.input[0]]
         if node.op_type.endswith("Relu"):
-            kinks.append((node.output[0], halos[node.output[0]]))
+            kinks.append((node.output[0], halos[node.output[0]] if node.domain == DOMAIN else None))
         elif node.op_type == "MaxPool":
             kinks.append((node.output[1], 0))
     for name, _ in kinks:

@@ -3,6 +3,7 @@
 MatMul(x, Transpose(weight)) [+ bias]           -> Linear            torch's Linear without a bias, or on tokens
 Reshape to [N, C, H * W], Transpose(0, 2, 1)    -> Tokens            x.flatten(2).transpose(1, 2)
 Reshape to [N, F]                               -> Flatten           x.view(x.size(0), -1)
+Flatten of anything but images                  -> Reshape           which has a gradient in standard form
 ReduceMean over the map, or over the tokens     -> GlobalAveragePool x.mean((2, 3)), x.mean(1)
 Add(x, weight of one example's shape)           -> AddWeight         position embeddings
 """
@@ -11,11 +12,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import onnx
 from onnx import NodeProto, helper
 
 from export.composites import DOMAIN
 from export.context import activations, attributes_of
+from export.simplify import constant
 
 
 def rewrite(traced: onnx.ModelProto) -> onnx.ModelProto:
@@ -24,7 +27,7 @@ def rewrite(traced: onnx.ModelProto) -> onnx.ModelProto:
     model.CopyFrom(traced)
     graph = _Graph(model.graph)
     for node in list(model.graph.node):
-        for pattern in (_linear, _biased, _tokens, _flatten, _mean, _embedding):
+        for pattern in (_linear, _biased, _tokens, _flatten, _plain_flatten, _mean, _embedding):
             if pattern(graph, node):
                 break
     kept = [node for node in graph.nodes if any(graph.uses[name] for name in node.output)]
@@ -116,6 +119,18 @@ def _flatten(graph: _Graph, node: NodeProto) -> bool:
     if graph.shapes[node.output[0]][0] != channels * height * width:
         return False
     return graph.replace(node, "Flatten", [node.input[0]])
+
+
+def _plain_flatten(graph: _Graph, node: NodeProto) -> bool:
+    if node.op_type != "Flatten" or graph.ranks.get(node.input[0]) == 4 or node.output[0] not in graph.shapes:
+        return False
+    target = constant(f"{node.output[0]}/target", np.array([-1, graph.shapes[node.output[0]][0]], np.int64))
+    graph.uses[target.output[0]] += 1
+    graph.nodes.insert(graph.nodes.index(node), target)
+    node.op_type = "Reshape"
+    del node.attribute[:]
+    node.input.append(target.output[0])
+    return True
 
 
 def _mean(graph: _Graph, node: NodeProto) -> bool:

@@ -110,13 +110,19 @@ def evaluation_form(traced: onnx.ModelProto, parameters: list[str]) -> onnx.Mode
 
 
 def _without_identities(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Remove Identity nodes: torch writes them for nn.Identity and for shared initializers."""
+    """Remove Identity nodes, which torch writes for nn.Identity and for shared initializers, and Dropout of 0."""
     renamed: dict[str, str] = {}
+    zeros = {
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "Constant" and not numpy_helper.to_array(node.attribute[0].t).any()
+    }
     nodes = []
     for node in model.graph.node:
         for position, name in enumerate(node.input):
             node.input[position] = renamed.get(name, name)
-        if node.op_type == "Identity" and node.output[0] not in {o.name for o in model.graph.output}:
+        is_identity = node.op_type == "Identity" or (node.op_type == "Dropout" and node.input[1] in zeros)
+        if is_identity and node.output[0] not in {o.name for o in model.graph.output}:
             renamed[node.output[0]] = node.input[0]
         else:
             nodes.append(node)

@@ -51,7 +51,8 @@ def test_every_built_in_model_has_the_gradients_of_pytorch(name, monkeypatch, tm
 
 def lowered(module: nn.Module, shape: tuple[int, ...]):
     converted = convert(trace(module, shape))
-    return converted, fuse(lower(generate(converted, library_path()).training, converted.layout))
+    training = generate(converted, library_path()).training
+    return converted, fuse(lower(training, converted.layout, converted.sizes))
 
 
 def check(module: nn.Module, converted, step: onnx.ModelProto) -> float:
@@ -151,7 +152,9 @@ class Viewed(nn.Module):
 @pytest.mark.parametrize(
     ("module", "said"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Sigmoid()), "Sigmoid"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Softplus()), "Softplus.*operators.md"),
+        (nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(16, 3)), "Dropout"),
+        (nn.Sequential(nn.InstanceNorm2d(1), nn.Flatten(), nn.Linear(16, 3)), "affine=True"),
         (nn.Sequential(nn.Conv2d(1, 2, 2, dilation=2), nn.Flatten(), nn.Linear(8, 3)), "dilation"),
         (nn.Sequential(nn.Conv2d(1, 2, 3, stride=(1, 2)), nn.Flatten(), nn.Linear(4, 3)), "stride"),
         (nn.Sequential(nn.MaxPool2d(3, ceil_mode=True), nn.Flatten(), nn.Linear(4, 3)), "ceil_mode"),
@@ -159,7 +162,17 @@ class Viewed(nn.Module):
         (nn.Conv2d(1, 2, 3), "logits"),
         (nn.Linear(7, 3), "cannot export"),
     ],
-    ids=["sigmoid", "dilation", "stride", "ceil", "shared", "no logits", "wrong shape"],
+    ids=[
+        "softplus",
+        "dropout",
+        "instance norm",
+        "dilation",
+        "stride",
+        "ceil",
+        "shared",
+        "no logits",
+        "wrong shape",
+    ],
 )
 def test_what_cannot_be_exported_is_named_and_nothing_is_written(module, said, tmp_path):
     with pytest.raises(ArtifactError, match=said):

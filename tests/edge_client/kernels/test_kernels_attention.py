@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_client.kernels import reference
+from edge_client.kernels import reference, reference_tokens
 
 # examples, heads, features of a head, tokens
 SHAPES = [(1, 1, 1, 1), (7, 3, 4, 5), (16, 2, 8, 33), (33, 2, 3, 16), (17, 1, 64, 64)]
@@ -36,7 +36,7 @@ class Case:
 
 def check(case, run_op, threads=1):
     y, p = run_op("Attention", case.qkv, heads=case.heads, threads=threads)
-    expected_y, expected_p = reference.attention(case.qkv, heads=case.heads)
+    expected_y, expected_p = reference_tokens.attention(case.qkv, heads=case.heads)
     close(reference.examples(y, 0)[: case.n], reference.examples(expected_y, 0)[: case.n])
     is_valid = np.zeros(p.shape, bool)
     for example in range(case.n):
@@ -45,7 +45,7 @@ def check(case, run_op, threads=1):
     assert np.isfinite(y).all()
     assert np.isfinite(p).all()
     (dqkv,) = run_op("AttentionGrad", case.dy, case.qkv, p, heads=case.heads, threads=threads)
-    close(dqkv, reference.attention_grad(case.dy, case.qkv, p, heads=case.heads))
+    close(dqkv, reference_tokens.attention_grad(case.dy, case.qkv, p, heads=case.heads))
     np.testing.assert_array_equal(reference.examples(dqkv, 0)[case.n :], 0)
     return y, dqkv
 
@@ -106,9 +106,9 @@ def test_gelu_agrees_with_the_reference_and_torch(use_tanh, run_op, import_torch
     x[0, 0, 1, 1, :8] = [0.0, -0.0, 1e30, -1e30, 40.0, -40.0, 1e-30, -6.0]
     dy = reference.blocked(normal(rng, 33, 30, 9, 9), 1)
     (y,) = run_op("Gelu", x, tanh=use_tanh)
-    np.testing.assert_allclose(y, reference.gelu(x, tanh=use_tanh), rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(y, reference_tokens.gelu(x, tanh=use_tanh), rtol=1e-5, atol=2e-6)
     (dx,) = run_op("GeluGrad", dy, x, tanh=use_tanh)
-    np.testing.assert_allclose(dx, reference.gelu_grad(dy, x, tanh=use_tanh), rtol=1e-5, atol=5e-6)
+    np.testing.assert_allclose(dx, reference_tokens.gelu_grad(dy, x, tanh=use_tanh), rtol=1e-5, atol=5e-6)
     np.testing.assert_array_equal(y[:, :, 0], 0)  # The halo.
 
     torch = import_torch()
@@ -133,9 +133,9 @@ def test_leaky_relu_agrees_with_the_reference_and_torch(run_op, import_torch, rn
     x[0, 0, 1, 1, :4] = [np.nan, np.inf, -np.inf, 0.0]
     dy = reference.blocked(normal(rng, 33, 30, 9, 9), 1)
     (y,) = run_op("LeakyRelu", x, alpha=0.1)
-    np.testing.assert_array_equal(y, reference.leaky_relu(x, alpha=0.1))
+    np.testing.assert_array_equal(y, reference_tokens.leaky_relu(x, alpha=0.1))
     (dx,) = run_op("LeakyReluGrad", dy, y, alpha=0.1)
-    np.testing.assert_array_equal(dx, reference.leaky_relu_grad(dy, y, alpha=0.1))
+    np.testing.assert_array_equal(dx, reference_tokens.leaky_relu_grad(dy, y, alpha=0.1))
 
     torch = import_torch()
     tx = torch.tensor(x, requires_grad=True)
@@ -156,11 +156,11 @@ def test_a_weight_is_added_to_every_example(n, size, halo, channels_last, run_op
     attributes = {"halo": halo, "channels_last": channels_last}
     x, dy = reference.blocked(maps, halo), reference.blocked(d_maps, halo)
     (y,) = run_op("AddWeight", x, given_weight, **attributes)
-    np.testing.assert_array_equal(y, reference.add_weight(x, given_weight, **attributes))
+    np.testing.assert_array_equal(y, reference_tokens.add_weight(x, given_weight, **attributes))
     np.testing.assert_array_equal(reference.examples(y, halo)[:n], maps + weight)
     assert_halo_is_zero(y, halo)
     (d_weight,) = run_op("AddWeightGrad", dy, given_weight, **attributes)
-    close(d_weight, reference.add_weight_grad(dy, given_weight, **attributes))
+    close(d_weight, reference_tokens.add_weight_grad(dy, given_weight, **attributes))
     total = d_maps.astype(np.float64).sum(axis=0)
     close(d_weight, total[:, 0].T[None] if channels_last else total[None])
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_client.kernels import reference
+from edge_client.kernels import reference, reference_tokens
 
 # examples, channels, height, width, groups
 SHAPES = [(1, 4, 5, 4, 2), (7, 6, 3, 3, 1), (16, 8, 8, 8, 8), (33, 4, 1, 1, 2), (33, 6, 6, 7, 3)]
@@ -41,15 +41,17 @@ def close(actual, expected):
 def check(op_type, case, run_op, attributes, in_halo=0, out_halo=0, threads=1):
     """Compare the valid lanes of forward and backward with the reference; return what torch is to agree with."""
     forward, backward = (
-        {"GroupNorm": (reference.group_norm, reference.group_norm_grad)}
-        | {"LayerNorm": (reference.layer_norm, reference.layer_norm_grad)}
+        {"GroupNorm": (reference_tokens.group_norm, reference_tokens.group_norm_grad)}
+        | {"LayerNorm": (reference_tokens.layer_norm, reference_tokens.layer_norm_grad)}
     )[op_type]
     y, mean, invstd = run_op(op_type, *case.forward(), threads=threads, **attributes)
     expected = forward(*case.forward(), **attributes)
     y_examples = reference.examples(y, out_halo)
     close(y_examples[: case.n], reference.examples(expected[0], out_halo)[: case.n])
     for actual, wanted in zip((mean, invstd), expected[1:], strict=True):
-        close(reference.out_of_lanes(actual)[: case.n], reference.out_of_lanes(wanted)[: case.n])
+        close(
+            reference_tokens.out_of_lanes(actual)[: case.n], reference_tokens.out_of_lanes(wanted)[: case.n]
+        )
     assert all(np.isfinite(output).all() for output in (y, mean, invstd))
 
     actual = run_op(f"{op_type}Grad", *case.backward(mean, invstd), threads=threads, **attributes)
@@ -130,9 +132,11 @@ def test_a_large_mean_does_not_swallow_the_variance(op_type, run_op, rng):
         members, axis = members.reshape(16, 2, -1), 2
     _, mean, invstd = run_op(op_type, reference.blocked(maps, 0), one, one, **attributes)
     flat = (16, -1)
-    np.testing.assert_allclose(reference.out_of_lanes(mean), members.mean(axis=axis).reshape(flat), rtol=2e-7)
+    np.testing.assert_allclose(
+        reference_tokens.out_of_lanes(mean), members.mean(axis=axis).reshape(flat), rtol=2e-7
+    )
     exact = 1 / np.sqrt(members.var(axis=axis) + 1e-5)
-    np.testing.assert_allclose(reference.out_of_lanes(invstd), exact.reshape(flat), rtol=1e-4)
+    np.testing.assert_allclose(reference_tokens.out_of_lanes(invstd), exact.reshape(flat), rtol=1e-4)
 
 
 @pytest.mark.parametrize("op_type", ["GroupNorm", "GroupNormGrad", "LayerNorm", "LayerNormGrad"])
@@ -157,7 +161,7 @@ def test_gradients_that_nobody_wants_are_left_out(run_op, rng):
     case = Case((7, 4, 3, 3), rng)
     attributes = {"epsilon": 1e-5, "groups": 2, "in_halo": 0, "out_halo": 0}
     inputs = case.backward(normal(rng, 1, 2, 16), normal(rng, 1, 2, 16))
-    expected = reference.group_norm_grad(*inputs, **attributes)
+    expected = reference_tokens.group_norm_grad(*inputs, **attributes)
     for position, name in enumerate(("dx", "dscale", "dbias")):
         (found,) = run_op("GroupNormGrad", *inputs, wanted=[name], **attributes)
         close(found, expected[position])
