@@ -104,19 +104,16 @@ def dense_weight(values: Float, indices: Int, shape: tuple[int, ...]) -> Double:
 
 def ungrouped(weight: Double, group: int) -> Double:
     """[K, C / group, ...] -> [K, C, ...]: zeros where an output channel does not read an input channel."""
-    k, c = weight.shape[:2]
-    wide = np.zeros((k, c * group, *weight.shape[2:]))
-    for i in range(k):
-        first = i // (k // group) * c
-        wide[i, first : first + c] = weight[i]
-    return wide
+    k, c, *kernel = weight.shape
+    wide = np.zeros((group, k // group, group, c, *kernel))
+    wide[range(group), :, range(group)] = weight.reshape(group, k // group, c, *kernel)
+    return wide.reshape(k, group * c, *kernel)
 
 
 def grouped(wide: Double, group: int) -> Double:
     """[K, C, ...] -> [K, C / group, ...]: what each output channel reads."""
-    k, c = wide.shape[0], wide.shape[1] // group
-    firsts = [i // (k // group) * c for i in range(k)]
-    return np.stack([wide[i, first : first + c] for i, first in enumerate(firsts)])
+    by_group = np.split(wide, group)
+    return np.concatenate([np.split(rows, group, axis=1)[i] for i, rows in enumerate(by_group)])
 
 
 def padded(x: Double, pad: int) -> Double:
