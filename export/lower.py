@@ -4,6 +4,7 @@ What the training build adds and a stock build lacks is replaced or removed:
 
     SoftmaxCrossEntropyLoss, SoftmaxCrossEntropyLossGrad   -> our ops of the same meaning
     InPlaceAccumulatorV2(buffer, gradient, reset)          -> the gradient becomes a graph output
+    target, the labels of a mean squared error             -> labels
     gradient buffers, lazy_reset_grad                      -> gone: the caller owns the outputs
     gradients of operators that stayed standard            -> standard operators (standard_gradients.py)
 
@@ -60,6 +61,7 @@ def lower(training: onnx.ModelProto, layout: Layout, sizes: Sizes | None = None)
     if missing:
         raise ArtifactError(f"no gradient reaches {', '.join(missing)}: is the layer's output used?")
     renamed = {gradient: f"{name}.gradient" for name, gradient in gradients.items()}
+    renamed["target"] = "labels"
     for node in nodes:
         for names in (node.input, node.output):
             names[:] = [renamed.get(name, name) for name in names]
@@ -99,6 +101,8 @@ def _model(training: onnx.ModelProto, nodes: list[onnx.NodeProto], layout: Layou
         for info in training.graph.input
         if not info.name.endswith(".accumulation.buffer") and info.name != "lazy_reset_grad"
     ]
+    for info in inputs:
+        info.name = "labels" if info.name == "target" else info.name
     outputs = [helper.make_tensor_value_info(training.graph.output[0].name, TensorProto.FLOAT, [])]
     for piece in layout.pieces:
         shape = [f"{piece.name}.nnz"] if piece.role == PRUNABLE else list(piece.shape)

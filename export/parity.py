@@ -27,6 +27,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from export.graph import DOMAIN, KEEP_HALO
+from protocol.artifact import CROSS_ENTROPY, MSE
 from protocol.errors import ArtifactError
 from protocol.layout import PRUNABLE, STATISTIC, Layout, Vector
 from protocol.sparse import Mask, top_k
@@ -57,7 +58,13 @@ class Difference:
 
 
 def check(
-    step: onnx.ModelProto, module: nn.Module, layout: Layout, flat: Vector, num_classes: int, library: Path
+    step: onnx.ModelProto,
+    module: nn.Module,
+    layout: Layout,
+    flat: Vector,
+    num_classes: int,
+    library: Path,
+    loss: str = CROSS_ENTROPY,
 ) -> float:
     """Return the largest relative difference over all densities and tensors.
 
@@ -76,7 +83,9 @@ def check(
     worst = 0.0
     for density in DENSITIES:
         mask = random_mask(layout, density, rng)
-        labels = np.arange(BATCH, dtype=np.int64) % num_classes
+        labels: npt.NDArray[Any] = np.arange(BATCH, dtype=np.int64) % num_classes
+        if loss == MSE:
+            labels = rng.standard_normal([BATCH, num_classes]).astype(np.float32)
         outputs = session.run(None, feeds(layout, flat, mask, x, labels))
         ours = dict(zip((o.name for o in session.get_outputs()), outputs, strict=True))
         sides = [ours.pop(name) if halo is None else _unblocked(ours.pop(name), halo) for name, halo in kinks]
@@ -98,7 +107,7 @@ def random_mask(layout: Layout, density: float, rng: np.random.Generator) -> Mas
 
 
 def feeds(
-    layout: Layout, flat: Vector, mask: Mask, x: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
+    layout: Layout, flat: Vector, mask: Mask, x: npt.NDArray[np.float32], labels: npt.NDArray[Any]
 ) -> dict[str, npt.NDArray[Any]]:
     """Inputs of the step graph for a masked model."""
     fed: dict[str, npt.NDArray[Any]] = {"x": x, "labels": labels, "temperature": np.ones((), np.float32)}
@@ -207,7 +216,7 @@ def torch_step(
     layout: Layout,
     flat: Vector,
     mask: Mask,
-    batch: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]],
+    batch: tuple[npt.NDArray[np.float32], npt.NDArray[Any]],
     sides: list[npt.NDArray[np.generic]],
 ) -> dict[str, npt.NDArray[np.float64]]:
     """PyTorch's loss, gradients at the mask and batch statistics, by the names of the step graph."""
@@ -223,7 +232,10 @@ def torch_step(
             submodule.momentum = 1.0  # So that the running statistics are the batch's.
     with _SameSide(sides):
         logits = reference(torch.from_numpy(batch[0].astype(np.float64)))
-    loss = nn.functional.cross_entropy(logits, torch.from_numpy(batch[1]))
+    if batch[1].ndim == 1:
+        loss = nn.functional.cross_entropy(logits, torch.from_numpy(batch[1]))
+    else:
+        loss = nn.functional.mse_loss(logits, torch.from_numpy(batch[1].astype(np.float64)))
     loss.backward()  # type: ignore[no-untyped-call]
     found = {"loss": np.asarray(loss.item())}
     parameters = dict(reference.named_parameters())
