@@ -6,12 +6,13 @@ and finding them again by pattern would break with the next version of the expor
 operators, which is what the evaluation graph needs.
 
 Attention is spread over two products, a softmax, and reshapes that every implementation writes
-differently. `attention` below is the one form that is recognised.
+differently. `attention` below is the one form that is recognised; nn.MultiheadAttention is brought to it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -134,11 +135,32 @@ def attention(qkv: torch.Tensor, heads: int) -> torch.Tensor:
     return _attention(qkv, heads)
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention of tokens [N, T, D], with weights that can be pruned.
+def pack_attention(module: nn.Module) -> None:
+    """Let every nn.MultiheadAttention of a module call `attention`, in place, where that is the same.
 
-    The parameters are those of nn.MultiheadAttention(num_features, heads, batch_first=True).
+    That is self-attention of tokens [N, T, D] without masks or dropout. Attention weights, which nobody reads
+    in training, are not returned. Other uses keep PyTorch's own form.
     """
+    for layer in module.modules():
+        if isinstance(layer, nn.MultiheadAttention):
+            layer.forward = functools.partial(_self_attention, layer, layer.forward)  # type: ignore[method-assign]
+
+
+def _self_attention(
+    layer: nn.MultiheadAttention, original: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
+) -> Any:
+    masks = [*args, kwargs.get("key_padding_mask"), kwargs.get("attn_mask"), layer.bias_k]
+    is_plain = query is key and key is value and query.dim() == 3 and layer.batch_first
+    is_plain = is_plain and layer.in_proj_weight is not None and layer.in_proj_bias is not None
+    if not is_plain or layer.dropout or layer.add_zero_attn or any(mask is not None for mask in masks):
+        return original(query, key, value, *args, **kwargs)
+    qkv = nn.functional.linear(query, layer.in_proj_weight, layer.in_proj_bias)
+    mixed = attention(qkv, layer.num_heads)
+    return nn.functional.linear(mixed, layer.out_proj.weight, layer.out_proj.bias), None
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention of tokens [N, T, D]: nn.MultiheadAttention without what export cannot take."""
 
     def __init__(self, num_features: int, heads: int) -> None:
         """`heads` must divide `num_features`."""

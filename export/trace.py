@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from export.composites import whole
+from export.composites import pack_attention, whole
 from export.simplify import constant, simplify
 from protocol.errors import ArtifactError
 
@@ -37,6 +37,8 @@ def trace(module: nn.Module, input_shape: tuple[int, ...], standard_only: bool =
     """
     state = module.state_dict()
     module = copy.deepcopy(module).train()
+    if not standard_only:
+        pack_attention(module)
     example = torch.randn(2, *input_shape)
     buffer = io.BytesIO()
     try:

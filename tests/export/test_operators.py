@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from edge_client.kernels import library_path
+from edge_client.runtime import PORTABLE, open_runtime
+from export import parity
 from export.composites import SelfAttention
 from export.export import export_module
 from export.graph import convert
@@ -18,6 +20,7 @@ from export.trace import trace
 from protocol import artifact as artifacts
 from protocol.errors import ArtifactError
 from protocol.layout import DENSE, PRUNABLE
+from protocol.sparse import SparseVector
 
 
 def conv(num_inputs: int, num_outputs: int) -> nn.Module:
@@ -100,6 +103,21 @@ class Mixer(nn.Module):
         return self.head(self.gelu(self.widen(x + self.attention(self.norm(x)))).mean(1))
 
 
+class Encoder(nn.Module):
+    """PyTorch's own encoder layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 2, 2)
+        self.layer = nn.TransformerEncoderLayer(
+            12, 3, 24, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
 def between(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(conv(3, 8), *layers, conv(8, 8), *head(8))
 
@@ -115,6 +133,7 @@ OURS = {
     "gelu on maps": lambda: between(nn.GELU()),
     "transformer": lambda: Mixer(),
     "transformer with tanh": lambda: Mixer("tanh"),
+    "PyTorch's encoder layer": lambda: Encoder(),
     "no dropout": lambda: between(nn.Dropout(0.0)),
 }
 BORDER = {
@@ -165,6 +184,39 @@ def test_operators_have_the_gradients_of_pytorch_and_run_in_evaluation(name, tmp
     )
     (logits,) = session.run(None, {"x": x, **manifest.layout.views(flat)})
     np.testing.assert_allclose(logits, module.eval()(torch.from_numpy(x)).detach().numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["transformer", "group norm and leaky relu"])
+def test_twenty_steps_of_training_follow_pytorch(name, tmp_path):
+    """SGD at 10 % density, beside PyTorch in float64 with the same mask."""
+    torch.manual_seed(0)
+    module = OURS[name]()
+    manifest = export_module(module, name, (3, 6, 6), tmp_path / "a", library_path()).manifest
+    layout = manifest.layout
+    flat = artifacts.weights((tmp_path / "a" / artifacts.INITIAL).read_bytes(), layout)
+    rng = np.random.default_rng(0)
+    mask = parity.random_mask(layout, 0.1, rng)
+    runtime = open_runtime(PORTABLE, manifest, tmp_path / "a", library_path(), threads=2)
+    runtime.bind(SparseVector.of(flat, mask))
+    kept = np.zeros(layout.size, np.float32)
+    kept[mask.indices] = 1.0
+    masks = {name: torch.from_numpy(view) for name, view in layout.views(kept).items()}
+    module = module.double()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for _ in range(20):
+        x, labels = rng.standard_normal((24, 3, 6, 6)).astype(np.float32), rng.integers(0, 5, 24)
+        loss = runtime.step((x, labels))
+        runtime.values -= np.float32(0.1) * runtime.gradient
+        with torch.no_grad():
+            for parameter_name, parameter in module.named_parameters():
+                parameter *= masks[parameter_name]
+        optimizer.zero_grad()
+        expected = nn.functional.cross_entropy(module(torch.from_numpy(x).double()), torch.from_numpy(labels))
+        expected.backward()
+        optimizer.step()
+        assert abs(loss - expected.item()) < 1e-3 * abs(expected.item())
+    trained = layout.flatten({name: p.detach().numpy() for name, p in module.named_parameters()})
+    np.testing.assert_allclose(runtime.values, trained[mask.indices], rtol=1e-3, atol=1e-4)
 
 
 def conversions(module: nn.Module) -> Counter[str]:
