@@ -228,7 +228,7 @@ def torch_step(
         for name, view in layout.views(masked).items():
             state[name].copy_(torch.from_numpy(view))
     for submodule in reference.modules():
-        if isinstance(submodule, nn.BatchNorm2d):
+        if isinstance(submodule, nn.BatchNorm1d | nn.BatchNorm2d):
             submodule.momentum = 1.0  # So that the running statistics are the batch's.
     with _SameSide(sides):
         logits = reference(torch.from_numpy(batch[0].astype(np.float64)))

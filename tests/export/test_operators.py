@@ -130,6 +130,9 @@ OURS = {
         nn.Conv2d(3, 8, 3, bias=False), nn.InstanceNorm2d(8, affine=True), *head(8)
     ),
     "layer norm of vectors": lambda: nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.LayerNorm(8)),
+    "batch norm of vectors": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(108, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5)
+    ),
     "gelu on maps": lambda: between(nn.GELU()),
     "transformer": lambda: Mixer(),
     "transformer with tanh": lambda: Mixer("tanh"),
@@ -238,6 +241,41 @@ def test_what_is_trained_in_a_standard_operator_is_never_pruned():
     layout = convert(trace(ClassToken(), (3, 6, 6))).layout
     assert layout.by_name["token"].role == DENSE
     assert layout.by_name["qkv.weight"].role == PRUNABLE
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(108, 5), nn.ELU()), "operator Elu"),
+        (nn.Sequential(nn.Upsample(scale_factor=2), nn.Flatten(), nn.Linear(432, 5)), "operator Resize"),
+        (nn.Sequential(conv(3, 8), nn.PixelShuffle(2), nn.Flatten(), nn.Linear(288, 5)), "DepthToSpace"),
+        (
+            nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 2, 3), nn.Flatten(), nn.Linear(68, 5)),
+            "1-dimensional kernel",
+        ),
+        (
+            nn.Sequential(nn.Flatten(2), nn.BatchNorm1d(3), nn.Flatten(), nn.Linear(108, 5)),
+            "BatchNormalization",
+        ),
+        (
+            nn.Sequential(nn.Flatten(), nn.LayerNorm(108, bias=False), nn.Linear(108, 5)),
+            "both scale and bias",
+        ),
+        (nn.Sequential(nn.LayerNorm((3, 6, 6)), nn.Flatten(), nn.Linear(108, 5)), "but the last axis"),
+        (nn.Sequential(nn.Flatten(2), nn.GroupNorm(3, 3), nn.Flatten(), nn.Linear(108, 5)), r"\[N, C, L\]"),
+        (nn.Sequential(conv(3, 8), nn.LeakyReLU(-0.1), *head(8)), "negative slope"),
+        (nn.Sequential(Function(lambda x: x[:, :, ::2]), conv(3, 8), *head(8)), None),
+        (between(Function(lambda x: x[:, :, ::2])), "steps other than 1"),
+        (between(Function(lambda x: x[:, [0, 2, 1, 3, 4, 5, 6, 7]])), "more than one index"),
+    ],
+)
+def test_what_has_no_gradient_is_refused_by_name(module, said, tmp_path):
+    """A slice of the input itself needs no gradient, and is taken."""
+    if said is None:
+        export_module(module, "m", (3, 6, 6), tmp_path / "a", library_path())
+        return
+    with pytest.raises(ArtifactError, match=said):
+        export_module(module, "m", (3, 6, 6), tmp_path / "a", library_path())
 
 
 def test_buffers_are_constants():
