@@ -21,7 +21,7 @@ class Case:
     def __init__(self, shape, rng, in_halo=0, out_halo=0):
         self.n, channels, *size = shape
         self.maps = 3 * normal(rng, -(-self.n // 16) * 16, channels, *size) + 2
-        self.maps[self.n :] *= 1e25  # Its square is infinite.
+        self.maps[self.n :] *= 1e30  # Its square is infinite, and the square of its rounding error is, too.
         self.x = reference.blocked(self.maps, in_halo)
         self.d_maps = normal(rng, self.n, channels, *size)
         self.dy = reference.blocked(self.d_maps, out_halo)
