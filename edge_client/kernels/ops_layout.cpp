@@ -84,11 +84,7 @@ void unpack_into_output(Context& context, int64_t halo, int64_t rank) {
 }
 
 // rank is missing in artifacts that were exported before there were other ranks than 2.
-int64_t rank_of(const Attributes& a) {
-    const int64_t rank = a.integer_or("rank", RANK_MIN, RANK_MIN);
-    require(rank <= RANK_MAX, "rank is " + std::to_string(rank) + ", must be 2 to 4");
-    return rank;
-}
+int64_t rank_of(const Attributes& a) { return a.integer_or("rank", RANK_MIN, RANK_MIN, RANK_MAX); }
 
 void infer_blocked(ShapeContext& s, const std::optional<int64_t>& halo) {
     if (const auto x = s.input(0, 4)) {
@@ -153,7 +149,7 @@ struct Unpack {
     static constexpr Port inputs[] = {{"x", F32}, {"count", I64}};
     static constexpr Port outputs[] = {{"y", F32}};
 
-    explicit Unpack(const Attributes& a) : halo(a.integer_or("in_halo", 0, 0)), rank(rank_of(a)) {}
+    explicit Unpack(const Attributes& a) : halo(a.integer_or("in_halo", 0, 0, INT32_MAX)), rank(rank_of(a)) {}
     void compute(Context& context) { unpack_into_output(context, halo, rank); }
 
     static void infer(ShapeContext& s) {
@@ -168,7 +164,7 @@ struct UnpackGrad {
     static constexpr Port inputs[] = {{"dy", F32}};
     static constexpr Port outputs[] = {{"dx", F32, true}};
 
-    explicit UnpackGrad(const Attributes& a) : halo(a.integer_or("in_halo", 0, 0)) {}
+    explicit UnpackGrad(const Attributes& a) : halo(a.integer_or("in_halo", 0, 0, INT32_MAX)) {}
     void compute(Context& context) { pack_into_output(context, halo); }
     static void infer(ShapeContext& s) { infer_blocked(s, s.attribute("in_halo")); }
 
@@ -185,7 +181,7 @@ struct MapAttributes {
           in_halo(a.integer("in_halo", 0)),
           in_height(a.integer("in_height", 1)),
           in_width(a.integer("in_width", 1)),
-          to_tokens(a.integer_or("tokens", 0, 0) == 1) {}
+          to_tokens(a.integer_or("tokens", 0, 0, 1) == 1) {}
 
     Blocked map(int64_t blocks) const { return make_blocked(blocks, channels, in_height, in_width, in_halo); }
     Blocked flat(int64_t blocks) const {

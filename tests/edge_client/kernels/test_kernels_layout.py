@@ -132,7 +132,7 @@ def test_wrong_shapes_are_errors(run_op, rng):
         ("out_halo is -1, must be 0 to", "Pack", [normal(rng, 3, 5, 2, 2)], {"out_halo": -1}),
         ("which is no vector", "Unpack", [vectors.reshape(1, 3, 1, 2, 16), np.array([16])], {}),
         ("which is no row of tokens", "Unpack", [x, np.array([16])], {"rank": 3}),
-        ("rank is 5, must be 2 to 4", "Unpack", [x, np.array([16])], {"rank": 5}),
+        ("attribute rank is 5, must be 2 to 4", "Unpack", [x, np.array([16])], {"rank": 5}),
         ("count is 17, which does not make 1 blocks of 16", "Unpack", [vectors, np.array([17])], {}),
         ("count is 0, which does not make 1 blocks of 16", "Unpack", [vectors, np.array([0])], {}),
         ("count is -5, which", "Unpack", [vectors, np.array([-5])], {}),
