@@ -257,7 +257,12 @@ def torch_step(
 def differences(
     ours: dict[str, npt.NDArray[np.generic]], expected: dict[str, npt.NDArray[np.float64]]
 ) -> list[Difference]:
-    """Compare by name. A tensor that is zero in exact arithmetic is compared with the largest gradient."""
+    """Compare by name. A tensor that is zero in exact arithmetic is compared with the largest gradient.
+
+    So is one that nearly is: behind a norm, the few weights of a map at 10 % density only turn, and what
+    cancels leaves rounding errors. PyTorch's own float32 misses such a gradient by 7e-5. What remains allowed
+    is 1e-6 of the largest gradient, eight roundings.
+    """
     scale = max(
         (float(np.abs(v).max()) for k, v in expected.items() if k.endswith(".gradient") and v.size),
         default=1.0,
@@ -265,6 +270,6 @@ def differences(
     found = []
     for name, value in expected.items():
         difference = float(np.linalg.norm(np.asarray(ours[name], np.float64).reshape(-1) - value.reshape(-1)))
-        floor = 1e-3 * scale * max(value.size, 1) ** 0.5
+        floor = 1e-2 * scale * max(value.size, 1) ** 0.5
         found.append(Difference(name, difference / max(float(np.linalg.norm(value)), floor)))
     return found
