@@ -17,6 +17,7 @@ from pathlib import Path
 
 import onnx
 from onnxruntime.training import artifacts as ort_artifacts
+from onnxruntime.training.onnxblock import _graph_utils
 
 from export.gradients import copy_attributes, register
 from export.graph import DOMAIN, Converted
@@ -69,6 +70,8 @@ def quiet() -> Iterator[None]:
 def generate(converted: Converted, library: Path, loss: str = CROSS_ENTROPY) -> TrainingArtifacts:
     """Return training, evaluation and optimizer graphs and the checkpoint of the dense model."""
     register()
+    # It numbers names through the whole process; an artifact must not depend on what was exported before it.
+    _graph_utils._GRAPH_TOKEN = 0
     layout = converted.layout
     statistics = [p.name for p in layout.of_role(STATISTIC)]
     with tempfile.TemporaryDirectory() as folder, quiet():

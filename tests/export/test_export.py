@@ -216,6 +216,13 @@ def test_a_users_own_function_is_found(tmp_path, monkeypatch):
     sys.modules.pop("mine", None)
 
 
+def test_an_artifact_does_not_depend_on_what_was_exported_before(tmp_path):
+    first, second = (
+        export_model("cnn", (1, 8, 8), 10, tmp_path / name, library_path()).manifest for name in "ab"
+    )
+    assert first.digest == second.digest
+
+
 def test_a_folder_that_is_no_artifact_is_left_alone(tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(ArtifactError, match="is no artifact"):
