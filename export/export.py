@@ -89,7 +89,7 @@ def export_module(
     evaluation = evaluation_form(
         trace(module, input_shape, standard_only=True), [piece.name for piece in layout.pieces]
     )
-    worst = check(step, module, layout, flat, converted.num_classes, library, loss)
+    worst = check(step, module, layout, flat, converted.num_classes, library)
     graphs = {STEP: step, STEP_COMPRESSED: compress(step, False), STEP_HALF: compress(step, True)}
     files = {
         **{file: graph.SerializeToString() for file, graph in graphs.items()},

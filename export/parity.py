@@ -27,7 +27,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from export.graph import DOMAIN, KEEP_HALO
-from protocol.artifact import CROSS_ENTROPY, MSE
 from protocol.errors import ArtifactError
 from protocol.layout import PRUNABLE, STATISTIC, Layout, Vector
 from protocol.sparse import Mask, top_k
@@ -64,7 +63,6 @@ def check(
     flat: Vector,
     num_classes: int,
     library: Path,
-    loss: str = CROSS_ENTROPY,
 ) -> float:
     """Return the largest relative difference over all densities and tensors.
 
@@ -83,9 +81,7 @@ def check(
     worst = 0.0
     for density in DENSITIES:
         mask = random_mask(layout, density, rng)
-        labels: npt.NDArray[Any] = np.arange(BATCH, dtype=np.int64) % num_classes
-        if loss == MSE:
-            labels = rng.standard_normal([BATCH, num_classes]).astype(np.float32)
+        labels = random_labels(step, BATCH, num_classes, rng)
         outputs = session.run(None, feeds(layout, flat, mask, x, labels))
         ours = dict(zip((o.name for o in session.get_outputs()), outputs, strict=True))
         sides = [ours.pop(name) if halo is None else _unblocked(ours.pop(name), halo) for name, halo in kinks]
@@ -98,6 +94,16 @@ def check(
                 )
             worst = max(worst, difference.relative)
     return worst
+
+
+def random_labels(
+    step: onnx.ModelProto, count: int, num_classes: int, rng: np.random.Generator
+) -> npt.NDArray[Any]:
+    """Labels of the kind that the graph takes: each class in turn, or normally distributed numbers."""
+    (labels,) = (info for info in step.graph.input if info.name == "labels")
+    if labels.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+        return rng.standard_normal([count, num_classes]).astype(np.float32)
+    return np.arange(count, dtype=np.int64) % num_classes
 
 
 def random_mask(layout: Layout, density: float, rng: np.random.Generator) -> Mask:
