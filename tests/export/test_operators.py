@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from edge_client.kernels import library_path
-from edge_client.runtime import PORTABLE, open_runtime
+from edge_client.runtime import COMPRESSED, FULL, PORTABLE, open_runtime
 from export import parity
 from export.composites import SelfAttention
 from export.export import export_module
@@ -187,6 +187,24 @@ def test_operators_have_the_gradients_of_pytorch_and_run_in_evaluation(name, tmp
     )
     (logits,) = session.run(None, {"x": x, **manifest.layout.views(flat)})
     np.testing.assert_allclose(logits, module.eval()(torch.from_numpy(x)).detach().numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["transformer", "group norm and leaky relu", "class token", "gated"])
+def test_saved_activations_give_the_same_gradients(name, tmp_path):
+    torch.manual_seed(0)
+    manifest = export_module(
+        OURS.get(name, BORDER.get(name))(), name, (3, 6, 6), tmp_path, library_path()
+    ).manifest
+    flat = artifacts.weights((tmp_path / artifacts.INITIAL).read_bytes(), manifest.layout)
+    mask = parity.random_mask(manifest.layout, 0.5, np.random.default_rng(0))
+    x = np.random.default_rng(1).standard_normal((19, 3, 6, 6)).astype(np.float32)
+    gradients = []
+    for saved in (FULL, COMPRESSED):
+        runtime = open_runtime(PORTABLE, manifest, tmp_path, library_path(), threads=1, saved=saved)
+        runtime.bind(SparseVector.of(flat, mask))
+        runtime.step((x, np.arange(19) % 5))
+        gradients.append(runtime.gradient)
+    np.testing.assert_array_equal(*gradients)
 
 
 @pytest.mark.parametrize("name", ["transformer", "group norm and leaky relu"])
