@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from protocol.artifact import EVAL, Manifest
+from protocol.artifact import EVAL, MSE, Manifest
 from protocol.layout import Vector
 from protocol.lean import import_without_torch
 
@@ -25,8 +26,8 @@ BATCH = 256  # Bounds the activations' memory; throughput does not grow beyond i
 class Scores:
     """What a model reaches on the test examples."""
 
-    accuracy: float  # Share of correct predictions, 0..1.
-    loss: float  # Mean cross-entropy in nats.
+    accuracy: float | None  # Share of correct predictions, 0..1; None for a regression.
+    loss: float  # Mean cross-entropy in nats, or mean squared error.
 
 
 class Evaluator:
@@ -37,7 +38,7 @@ class Evaluator:
         manifest: Manifest,
         folder: Path,
         x: npt.NDArray[np.float32],
-        y: npt.NDArray[np.int64],
+        y: npt.NDArray[Any],
         threads: int,
     ) -> None:
         """Open the graph; `x` is [n, *input_shape], `y` is [n]."""
@@ -49,6 +50,7 @@ class Evaluator:
             str(folder / EVAL), options, providers=["CPUExecutionProvider"]
         )
         self._layout, self._x, self._y = manifest.layout, x, y
+        self._is_regression = manifest.loss == MSE
 
     def scores(self, weights: Vector) -> Scores:
         """Return accuracy and loss of the model with these dense weights."""
@@ -59,8 +61,12 @@ class Evaluator:
             logits = self._session.run(None, {"x": self._x[begin : begin + BATCH], **feeds})[0].astype(
                 np.float64
             )
+            if self._is_regression:
+                loss += float(np.square(logits - labels).mean(axis=1).sum())
+                continue
             correct += int((logits.argmax(axis=1) == labels).sum())
             logits -= logits.max(axis=1, keepdims=True)
             log_sum = np.log(np.exp(logits).sum(axis=1))
             loss += float((log_sum - logits[np.arange(len(labels)), labels]).sum())
-        return Scores(correct / len(self._y), loss / len(self._y))
+        accuracy = None if self._is_regression else correct / len(self._y)
+        return Scores(accuracy, loss / len(self._y))

@@ -51,7 +51,12 @@ def launch(
     artifact = Path(experiment.artifact)
     manifest = artifacts.read(artifact)
     initial = artifacts.weights((artifact / artifacts.INITIAL).read_bytes(), manifest.layout)
-    test = load(Path(experiment.data) / "test.npz", manifest.input_shape, manifest.num_classes)
+    test = load(
+        Path(experiment.data) / "test.npz",
+        manifest.input_shape,
+        manifest.num_classes,
+        is_regression=manifest.loss == artifacts.MSE,
+    )
     start = journal.restore(out, manifest.digest) if resume else None
     if start is None and (out / ROUNDS).exists():
         raise ConfigError(
@@ -107,13 +112,14 @@ def _client_password(broker: BrokerConfig) -> str:
 
 def _summary(experiment: Experiment, folder: RunFolder, seconds: float) -> dict[str, Any]:
     rounds = read_csv(folder.path / ROUNDS)
-    evaluated = [row for row in rounds if row["accuracy"]]
+    evaluated = [row for row in rounds if row["loss"]]
+    accuracy = evaluated[-1]["accuracy"] if evaluated else ""
     totals = folder.totals
     return {
         "run": folder.path.name,
         "method": str(experiment.method["name"]),
         "rounds": experiment.rounds,
-        "accuracy": float(evaluated[-1]["accuracy"]) if evaluated else None,
+        "accuracy": float(accuracy) if accuracy else None,
         "loss": float(evaluated[-1]["loss"]) if evaluated else None,
         "upload_bytes": totals.upload_bytes,
         "download_bytes": totals.download_bytes,

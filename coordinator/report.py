@@ -39,8 +39,8 @@ class RoundRow:
 
     round_number: int
     stage: str
-    accuracy: float | None  # None: not evaluated in this round.
-    loss: float | None
+    accuracy: float | None  # None: not evaluated in this round, or a regression.
+    loss: float | None  # None: not evaluated in this round.
     train_loss: float | None  # Mean over clients, by examples.
     density: float  # Of the global prunable weights.
     cohort: int

@@ -33,7 +33,7 @@ from edge_client.runtime import (
 from edge_client.session import Trainer, generator
 from edge_client.spool import Spool
 from protocol import codec
-from protocol.artifact import MANIFEST, Manifest, check, parse
+from protocol.artifact import MANIFEST, MSE, Manifest, check, parse
 from protocol.errors import ProtocolError, TransportError, UserError
 from protocol.examples import Examples, load
 from protocol.messages import Cost, End, Join, Refusal, Task, Update
@@ -264,7 +264,9 @@ class Daemon:
                 self._threads,
                 self._config.saved_activations,
             )
-            self._examples = load(self._data, manifest.input_shape, manifest.num_classes)
+            self._examples = load(
+                self._data, manifest.input_shape, manifest.num_classes, is_regression=manifest.loss == MSE
+            )
             self._runtime = task.artifact.digest, runtime
         assert self._examples is not None
         rng = generator(task.seed, self._config.client_id, task.round_number)

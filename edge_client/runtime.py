@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.artifact import (
+    CROSS_ENTROPY,
     EVAL_MODEL,
     OPTIMIZER_MODEL,
     STEP,
@@ -348,7 +349,8 @@ class ModuleRuntime:
     def step(self, batch: Batch, temperature: float = 1.0) -> float:
         """See Runtime."""
         layout, slices = self._manifest.layout, self._slices
-        if batch[1].min() < 0 or batch[1].max() >= self._manifest.num_classes:
+        is_classes = self._manifest.loss == CROSS_ENTROPY
+        if is_classes and (batch[1].min() < 0 or batch[1].max() >= self._manifest.num_classes):
             # The training build's loss reads outside its buffer then; our own op refuses.
             raise ArtifactError(
                 f"the training step failed: a label is not in 0..{self._manifest.num_classes - 1}"
@@ -359,6 +361,7 @@ class ModuleRuntime:
         given: dict[str, npt.NDArray[Any]] = {
             "x": batch[0],
             "labels": batch[1],
+            "target": batch[1],  # What the training API calls the labels of a regression.
             "temperature": np.asarray(temperature, np.float32),
             **{f"{name}.indices": value for name, value in slices.indices.items()},
         }

@@ -17,12 +17,18 @@ from pathlib import Path
 
 import onnx
 from onnxruntime.training import artifacts as ort_artifacts
+from onnxruntime.training.onnxblock import _graph_utils
 
 from export.gradients import copy_attributes, register
 from export.graph import DOMAIN, Converted
 from export.lower import free_nnz
-from protocol.artifact import CHECKPOINT, EVAL_MODEL, OPTIMIZER_MODEL, TRAINING_MODEL
+from protocol.artifact import CHECKPOINT, CROSS_ENTROPY, EVAL_MODEL, MSE, OPTIMIZER_MODEL, TRAINING_MODEL
 from protocol.layout import STATISTIC
+
+LOSS_TYPES = {
+    CROSS_ENTROPY: ort_artifacts.LossType.CrossEntropyLoss,
+    MSE: ort_artifacts.LossType.MSELoss,
+}
 
 
 @dataclass(frozen=True)
@@ -61,9 +67,11 @@ def quiet() -> Iterator[None]:
         os.close(saved)
 
 
-def generate(converted: Converted, library: Path) -> TrainingArtifacts:
+def generate(converted: Converted, library: Path, loss: str = CROSS_ENTROPY) -> TrainingArtifacts:
     """Return training, evaluation and optimizer graphs and the checkpoint of the dense model."""
     register()
+    # It numbers names through the whole process; an artifact must not depend on what was exported before it.
+    _graph_utils._GRAPH_TOKEN = 0
     layout = converted.layout
     statistics = [p.name for p in layout.of_role(STATISTIC)]
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -71,7 +79,7 @@ def generate(converted: Converted, library: Path) -> TrainingArtifacts:
             converted.model,
             requires_grad=[p.name for p in layout.pieces if p.role != STATISTIC],
             frozen_params=statistics,
-            loss=ort_artifacts.LossType.CrossEntropyLoss,
+            loss=LOSS_TYPES[loss],
             optimizer=ort_artifacts.OptimType.SGD,
             artifact_directory=folder,
             custom_op_library=library,

@@ -25,6 +25,7 @@ from export.parity import check
 from export.saved import compress
 from export.trace import evaluation_form, trace
 from protocol.artifact import (
+    CROSS_ENTROPY,
     EVAL,
     INITIAL,
     MANIFEST,
@@ -50,34 +51,49 @@ class Exported:
 
 
 def export_model(
-    model: str, input_shape: InputShape, num_classes: int, folder: Path, library: Path, seed: int = 0
+    model: str,
+    input_shape: InputShape,
+    num_classes: int,
+    folder: Path,
+    library: Path,
+    seed: int = 0,
+    loss: str = CROSS_ENTROPY,
 ) -> Exported:
     """Build a model by name and export it. `library` is the op library; see `export_module`."""
     torch.manual_seed(seed)
     module = builder(model)(input_shape, num_classes)
-    return export_module(module, model, input_shape, folder, library)
+    return export_module(module, model, input_shape, folder, library, loss)
 
 
 def export_module(
-    module: nn.Module, name: str, input_shape: InputShape, folder: Path, library: Path
+    module: nn.Module,
+    name: str,
+    input_shape: InputShape,
+    folder: Path,
+    library: Path,
+    loss: str = CROSS_ENTROPY,
 ) -> Exported:
     """Export a module with its present weights as the initial ones. An existing folder is replaced.
+
+    `loss` is one of protocol.artifact.LOSSES.
 
     Raises:
         ArtifactError: an unsupported operator, or a gradient that is not PyTorch's; nothing is written.
     """
-    traced = trace(module, input_shape)
-    converted = convert(traced)
+    converted = convert(trace(module, input_shape))
     layout = converted.layout
     flat = layout.flatten({key: numpy_helper.to_array(value) for key, value in converted.weights.items()})
-    training = generate(converted, library)
-    lowered = lower(training.training, layout)
+    training = generate(converted, library, loss)
+    lowered = lower(training.training, layout, converted.sizes)
     step, storing = fuse(lowered), fuse(lowered, recompute=False)
+    evaluation = evaluation_form(
+        trace(module, input_shape, standard_only=True), [piece.name for piece in layout.pieces]
+    )
     worst = check(step, module, layout, flat, converted.num_classes, library)
     graphs = {STEP: step, STEP_COMPRESSED: compress(storing, False), STEP_HALF: compress(storing, True)}
     files = {
         **{file: graph.SerializeToString() for file, graph in graphs.items()},
-        EVAL: evaluation_form(traced, [piece.name for piece in layout.pieces]).SerializeToString(),
+        EVAL: evaluation.SerializeToString(),
         INITIAL: flat.astype("<f4").tobytes(),
         **training.files(),
     }
@@ -87,6 +103,7 @@ def export_module(
             "model": name,
             "input_shape": list(input_shape),
             "num_classes": converted.num_classes,
+            "loss": loss,
             "layout": layout.to_json(),
             "statistic_momentum": converted.statistic_momentum,
             "operators": sorted({name for graph in graphs.values() for name in operators(graph)}),

@@ -33,6 +33,21 @@ GRADIENTS: dict[str, tuple[str, list[str], list[str]]] = {
     "GlobalAveragePool": ("GlobalAveragePoolGrad", ["GO(0)"], ["GI(0)"]),
     "Flatten": ("FlattenGrad", ["GO(0)"], ["GI(0)"]),
     "Unpack": ("UnpackGrad", ["GO(0)"], ["GI(0)"]),
+    "Pack": ("PackGrad", ["GO(0)", "O(1)"], ["GI(0)"]),
+    "GroupNorm": (
+        "GroupNormGrad",
+        ["GO(0)", "I(0)", "I(1)", "O(1)", "O(2)"],
+        ["GI(0)", "GI(1)", "GI(2)"],
+    ),
+    "LayerNorm": (
+        "LayerNormGrad",
+        ["GO(0)", "I(0)", "I(1)", "O(1)", "O(2)"],
+        ["GI(0)", "GI(1)", "GI(2)"],
+    ),
+    "LeakyRelu": ("LeakyReluGrad", ["GO(0)", "O(0)"], ["GI(0)"]),
+    "Gelu": ("GeluGrad", ["GO(0)", "I(0)"], ["GI(0)"]),
+    "Attention": ("AttentionGrad", ["GO(0)", "I(0)", "O(1)"], ["GI(0)"]),
+    "AddWeight": ("AddWeightGrad", ["GO(0)", "I(1)"], ["GI(1)"]),
 }
 
 # Inputs through which no gradient flows: indices, counts, running statistics.
@@ -58,12 +73,13 @@ def _definition(op_type: str, domain: str, inputs: list[str], outputs: list[str]
 
 def register() -> None:
     """Tell the gradient builder of this process how our ops are differentiated. May be repeated."""
+    to_first, to_second = (_definition("Identity", "", ["GO(0)"], [f"GI({i})"]) for i in (0, 1))
     for op_type, (gradient, inputs, outputs) in GRADIENTS.items():
-        ort.register_gradient_definition(
-            f"{DOMAIN}::{op_type}", [_definition(gradient, DOMAIN, inputs, outputs)]
-        )
-    both = [_definition("Identity", "", ["GO(0)"], [f"GI({i})"]) for i in (0, 1)]
-    ort.register_gradient_definition(f"{DOMAIN}::Add", both)
+        definitions = [_definition(gradient, DOMAIN, inputs, outputs)]
+        if op_type == "AddWeight":
+            definitions.append(to_first)
+        ort.register_gradient_definition(f"{DOMAIN}::{op_type}", definitions)
+    ort.register_gradient_definition(f"{DOMAIN}::Add", [to_first, to_second])
     for op_type, edges in STOPPED.items():
         ort.register_custom_stop_gradient_edges(f"{DOMAIN}::{op_type}", edges)
 

@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 
 from export.arena import Arena
-from export.parity import feeds, random_mask
+from export.parity import feeds, random_labels, random_mask
 from export.saved import unpruned
 from protocol.artifact import BLOCK_EXAMPLES, GraphMemory
 from protocol.layout import Layout, Vector
@@ -50,7 +50,7 @@ def graph_memory(
 
     def sizes(blocks: int) -> dict[str, int]:
         x = rng.standard_normal((blocks * BLOCK_EXAMPLES, *input_shape)).astype(np.float32)
-        labels = rng.integers(0, num_classes, len(x))
+        labels = random_labels(step, len(x), num_classes, rng)
         found = session.run(names, {**feeds(layout, flat, mask, x, labels), **unpruned(step)})
         return {name: value.nbytes for name, value in zip(names, found, strict=True)}
 

@@ -4,7 +4,9 @@ What the training build adds and a stock build lacks is replaced or removed:
 
     SoftmaxCrossEntropyLoss, SoftmaxCrossEntropyLossGrad   -> our ops of the same meaning
     InPlaceAccumulatorV2(buffer, gradient, reset)          -> the gradient becomes a graph output
+    target, the labels of a mean squared error             -> labels
     gradient buffers, lazy_reset_grad                      -> gone: the caller owns the outputs
+    gradients of operators that stayed standard            -> standard operators (standard_gradients.py)
 
 The names of the result are the interface of edge_client/runtime.py:
 
@@ -18,21 +20,24 @@ import onnx
 from onnx import TensorProto, helper
 
 from export.graph import DOMAIN
+from export.standard_gradients import LOWERED, Forward, Sizes
 from protocol.errors import ArtifactError
 from protocol.layout import PRUNABLE, STATISTIC, Layout
 
-# What a stock build has of the standard domain and may appear after lowering.
-STANDARD = {"Div", "Identity", "Sum", "Add", "Mul", "ConstantOfShape", "Shape", "Constant"}
+MICROSOFT = "com.microsoft"
+# What a stock build has of that domain and the gradient builder writes.
+CONTRIBUTED = {"FusedMatMul"}
 
 
-def lower(training: onnx.ModelProto, layout: Layout) -> onnx.ModelProto:
-    """Return the portable step graph.
+def lower(training: onnx.ModelProto, layout: Layout, sizes: Sizes | None = None) -> onnx.ModelProto:
+    """Return the portable step graph. `sizes` are the dimensions of the plain tensors of the forward graph.
 
     Raises:
         ArtifactError: a node remains that a stock build cannot run; it is named.
     """
     source, training = training, onnx.ModelProto()
     training.CopyFrom(source)
+    forward = Forward(training.graph, sizes or {})
     nodes: list[onnx.NodeProto] = []
     gradients: dict[str, str] = {}
     for node in training.graph.node:
@@ -42,15 +47,21 @@ def lower(training: onnx.ModelProto, layout: Layout) -> onnx.ModelProto:
             nodes.append(_renamed(node, "SoftmaxCrossEntropy", 2))
         elif node.op_type == "SoftmaxCrossEntropyLossGrad":
             nodes.append(_renamed(node, "SoftmaxCrossEntropyGrad", 3))
+        elif node.domain == MICROSOFT and node.op_type in LOWERED:
+            nodes += LOWERED[node.op_type](node, forward)
         else:
             nodes.append(node)
     for node in nodes:
-        if node.domain != DOMAIN and node.op_type not in STANDARD:
-            raise ArtifactError(f"{node.domain or 'ai.onnx'}::{node.op_type} ({node.name}) cannot be lowered")
+        if node.domain not in ("", DOMAIN) and node.op_type not in CONTRIBUTED:
+            raise ArtifactError(
+                f"{node.domain}::{node.op_type} ({node.name}) runs on the training build only, and has no form "
+                "in standard operators; docs/operators.md lists what can stay standard"
+            )
     missing = [p.name for p in layout.pieces if p.role != STATISTIC and p.name not in gradients]
     if missing:
         raise ArtifactError(f"no gradient reaches {', '.join(missing)}: is the layer's output used?")
     renamed = {gradient: f"{name}.gradient" for name, gradient in gradients.items()}
+    renamed["target"] = "labels"
     for node in nodes:
         for names in (node.input, node.output):
             names[:] = [renamed.get(name, name) for name in names]
@@ -90,13 +101,16 @@ def _model(training: onnx.ModelProto, nodes: list[onnx.NodeProto], layout: Layou
         for info in training.graph.input
         if not info.name.endswith(".accumulation.buffer") and info.name != "lazy_reset_grad"
     ]
+    for info in inputs:
+        info.name = "labels" if info.name == "target" else info.name
     outputs = [helper.make_tensor_value_info(training.graph.output[0].name, TensorProto.FLOAT, [])]
     for piece in layout.pieces:
         shape = [f"{piece.name}.nnz"] if piece.role == PRUNABLE else list(piece.shape)
         suffix = "batch" if piece.role == STATISTIC else "gradient"
         outputs.append(helper.make_tensor_value_info(f"{piece.name}.{suffix}", TensorProto.FLOAT, shape))
     graph = helper.make_graph(nodes, "step", inputs, outputs, list(training.graph.initializer))
-    opsets = [opset for opset in training.opset_import if opset.domain in ("", DOMAIN)]
+    used = {node.domain for node in nodes}
+    opsets = [opset for opset in training.opset_import if opset.domain in used]
     model = helper.make_model(
         graph, opset_imports=opsets, ir_version=training.ir_version, producer_name="sparsefleet"
     )

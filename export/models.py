@@ -7,15 +7,18 @@ returns a module with PyTorch's default initialisation: seed torch before callin
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from export.vit import vit
 from protocol.errors import ConfigError
 
 InputShape = tuple[int, ...]
 Builder = Callable[[InputShape, int], nn.Module]
+Norm = Callable[[int], nn.Module]  # Of a number of maps.
 
 
 def mlp(input_shape: InputShape, num_classes: int) -> nn.Module:
@@ -73,17 +76,17 @@ def cnn(input_shape: InputShape, num_classes: int) -> nn.Module:
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al., 2016); a 1x1 convolution where shapes change."""
 
-    def __init__(self, num_inputs: int, num_outputs: int, stride: int) -> None:
+    def __init__(self, num_inputs: int, num_outputs: int, stride: int, norm: Norm) -> None:
         """Build the block; the first convolution has the stride."""
         super().__init__()
         self.conv1 = nn.Conv2d(num_inputs, num_outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(num_outputs)
+        self.bn1 = norm(num_outputs)
         self.conv2 = nn.Conv2d(num_outputs, num_outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(num_outputs)
+        self.bn2 = norm(num_outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or num_inputs != num_outputs:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(num_inputs, num_outputs, 1, stride, bias=False), nn.BatchNorm2d(num_outputs)
+                nn.Conv2d(num_inputs, num_outputs, 1, stride, bias=False), norm(num_outputs)
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -95,17 +98,23 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """CIFAR ResNet: 3x3 stem without pooling, stages of basic blocks, global average pooling."""
 
-    def __init__(self, num_channels: int, num_classes: int, num_blocks: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        num_channels: int,
+        num_classes: int,
+        num_blocks: tuple[int, ...],
+        norm: Norm = nn.BatchNorm2d,
+    ) -> None:
         """One stage for each entry of `num_blocks`, of 64, 128, 256, ... maps."""
         super().__init__()
         self.conv1 = nn.Conv2d(num_channels, 64, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.bn1 = norm(64)
         blocks: list[nn.Module] = []
         width = 64
         for stage, count in enumerate(num_blocks):
             for block in range(count):
                 num_outputs = 64 * 2**stage
-                blocks.append(BasicBlock(width, num_outputs, 2 if stage and not block else 1))
+                blocks.append(BasicBlock(width, num_outputs, 2 if stage and not block else 1, norm))
                 width = num_outputs
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -121,6 +130,52 @@ class ResNet(nn.Module):
 def resnet8(input_shape: InputShape, num_classes: int) -> nn.Module:
     """One block a stage; 1,227,594 parameters on CIFAR-10."""
     return ResNet(input_shape[0], num_classes, (1, 1, 1))
+
+
+def group_norm(num_maps: int) -> nn.Module:
+    """Group norm with two groups, as the papers on pruned messages use it: no running statistics."""
+    return nn.GroupNorm(2, num_maps)
+
+
+def resnet8_gn(input_shape: InputShape, num_classes: int) -> nn.Module:
+    """ResNet-8 with group norm (Grativol Ribeiro et al., 2023); 1,227,594 parameters on CIFAR-10."""
+    return ResNet(input_shape[0], num_classes, (1, 1, 1), group_norm)
+
+
+def resnet12_gn(input_shape: InputShape, num_classes: int) -> nn.Module:
+    """ResNet-12 of 16, 40, 80 and 160 maps with group norm and leaky ReLU; 780,266 parameters on CIFAR-10.
+
+    The second network of Grativol Ribeiro et al. (2023): each block has three convolutions and ends in a
+    2x2 max pooling.
+    """
+    widths = (input_shape[0], 16, 40, 80, 160)
+    blocks = [PooledBlock(*pair) for pair in itertools.pairwise(widths)]
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes))
+
+
+class PooledBlock(nn.Module):
+    """Three 3x3 convolutions, a 1x1 shortcut, leaky ReLU and 2x2 max pooling."""
+
+    def __init__(self, num_inputs: int, num_outputs: int) -> None:
+        """Build the block."""
+        super().__init__()
+        widths = (num_inputs, num_outputs, num_outputs, num_outputs)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(*pair, 3, 1, 1, bias=False) for pair in itertools.pairwise(widths)
+        )
+        self.norms = nn.ModuleList(group_norm(num_outputs) for _ in self.convs)
+        self.shortcut = nn.Sequential(
+            nn.Conv2d(num_inputs, num_outputs, 1, bias=False), group_norm(num_outputs)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the pooled maps."""
+        out = x
+        for position, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            out = norm(conv(out))
+            if position < 2:
+                out = nn.functional.leaky_relu(out, 0.1)
+        return nn.functional.max_pool2d(nn.functional.leaky_relu(out + self.shortcut(x), 0.1), 2)
 
 
 def resnet18(input_shape: InputShape, num_classes: int) -> nn.Module:
@@ -150,8 +205,11 @@ MODELS: dict[str, Builder] = {
     "lenet": lenet,
     "cnn": cnn,
     "resnet8": resnet8,
+    "resnet8_gn": resnet8_gn,
+    "resnet12_gn": resnet12_gn,
     "resnet18": resnet18,
     "vgg19": vgg19,
+    "vit": vit,
 }
 
 DEFAULT_INPUT_SHAPE: dict[str, InputShape] = {
@@ -159,8 +217,11 @@ DEFAULT_INPUT_SHAPE: dict[str, InputShape] = {
     "lenet": (1, 28, 28),
     "cnn": (1, 8, 8),
     "resnet8": (3, 32, 32),
+    "resnet8_gn": (3, 32, 32),
+    "resnet12_gn": (3, 32, 32),
     "resnet18": (3, 32, 32),
     "vgg19": (3, 32, 32),
+    "vit": (3, 32, 32),
 }
 
 

@@ -6,8 +6,9 @@ the graph's error alone.
 
 Kinks need care. Among the ten million ReLUs of a ResNet-18 step a few inputs are so close to zero
 that float32 rounding decides their sign, and each such sign moves gradients by 1e-3: PyTorch's own
-float32 gradients miss its float64 ones by that much. So PyTorch is evaluated on the same side of
-each kink as the graph (`_SameSide`), and a side may differ only where the input is next to zero.
+float32 gradients miss its float64 ones by that much. The same holds for the maximum of a window whose
+largest values are next to each other. So PyTorch is evaluated on the same side of each kink as the graph
+(`_SameSide`), and a side may differ only where rounding decides it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from export.graph import DOMAIN, KEEP_HALO
 from protocol.errors import ArtifactError
 from protocol.layout import PRUNABLE, STATISTIC, Layout, Vector
 from protocol.sparse import Mask, top_k
@@ -32,7 +34,16 @@ from protocol.sparse import Mask, top_k
 TOLERANCE = 1e-4
 # Share of a layer's largest input within which the sign is a matter of rounding.
 NEXT_TO_ZERO = 1e-4
-RELUS = {torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_, nn.functional.relu}
+Pair = tuple[int, int]
+RELUS = {
+    torch.relu,
+    torch.relu_,
+    torch.Tensor.relu,
+    torch.Tensor.relu_,
+    nn.functional.relu,
+    nn.functional.leaky_relu,
+}
+MAX_POOLS = {torch.max_pool2d, nn.functional.max_pool2d}
 DENSITIES = (1.0, 0.1)
 BATCH = 19
 
@@ -46,7 +57,12 @@ class Difference:
 
 
 def check(
-    step: onnx.ModelProto, module: nn.Module, layout: Layout, flat: Vector, num_classes: int, library: Path
+    step: onnx.ModelProto,
+    module: nn.Module,
+    layout: Layout,
+    flat: Vector,
+    num_classes: int,
+    library: Path,
 ) -> float:
     """Return the largest relative difference over all densities and tensors.
 
@@ -65,10 +81,10 @@ def check(
     worst = 0.0
     for density in DENSITIES:
         mask = random_mask(layout, density, rng)
-        labels = np.arange(BATCH, dtype=np.int64) % num_classes
+        labels = random_labels(step, BATCH, num_classes, rng)
         outputs = session.run(None, feeds(layout, flat, mask, x, labels))
         ours = dict(zip((o.name for o in session.get_outputs()), outputs, strict=True))
-        sides = [_unblocked(ours.pop(name), halo) > 0 for name, halo in kinks]
+        sides = [ours.pop(name) if halo is None else _unblocked(ours.pop(name), halo) for name, halo in kinks]
         expected = torch_step(module, layout, flat, mask, (x, labels), sides)
         for difference in differences(ours, expected):
             if not difference.relative <= TOLERANCE:
@@ -80,6 +96,16 @@ def check(
     return worst
 
 
+def random_labels(
+    step: onnx.ModelProto, count: int, num_classes: int, rng: np.random.Generator
+) -> npt.NDArray[Any]:
+    """Labels of the kind that the graph takes: each class in turn, or normally distributed numbers."""
+    (labels,) = (info for info in step.graph.input if info.name == "labels")
+    if labels.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+        return rng.standard_normal([count, num_classes]).astype(np.float32)
+    return np.arange(count, dtype=np.int64) % num_classes
+
+
 def random_mask(layout: Layout, density: float, rng: np.random.Generator) -> Mask:
     """A mask that keeps this share of the prunable weights at random."""
     kept = top_k(rng.random(layout.num_prunable), round(density * layout.num_prunable))
@@ -87,7 +113,7 @@ def random_mask(layout: Layout, density: float, rng: np.random.Generator) -> Mas
 
 
 def feeds(
-    layout: Layout, flat: Vector, mask: Mask, x: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
+    layout: Layout, flat: Vector, mask: Mask, x: npt.NDArray[np.float32], labels: npt.NDArray[Any]
 ) -> dict[str, npt.NDArray[Any]]:
     """Inputs of the step graph for a masked model."""
     fed: dict[str, npt.NDArray[Any]] = {"x": x, "labels": labels, "temperature": np.ones((), np.float32)}
@@ -103,47 +129,89 @@ def feeds(
 
 
 class _SameSide(TorchFunctionMode):
-    """Evaluates each ReLU on the side of zero that the graph took."""
+    """Evaluates each ReLU on the side of zero that the graph took, and each max pooling at its maxima."""
 
-    def __init__(self, sides: list[npt.NDArray[np.bool_]]) -> None:
+    def __init__(self, sides: list[npt.NDArray[np.generic]]) -> None:
         super().__init__()
         self._sides = iter(sides)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in RELUS:
-            return func(*args, **(kwargs or {}))
-        x = args[0]
+        if func in RELUS:
+            return self._relu(args[0], *_slope(func, args[1:], kwargs or {}))
+        if func in MAX_POOLS:
+            return self._max_pool(args[0], **_pool_window(args[1:], kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _next(self, shape: tuple[int, ...]) -> torch.Tensor:
         taken = next(self._sides, None)
         if taken is None:
             raise ArtifactError("the graph has fewer ReLUs than the module; the artifact was not written")
-        side = torch.from_numpy(taken[: len(x)]).reshape(x.shape)
+        return torch.from_numpy(taken[: shape[0]]).reshape(shape)
+
+    def _relu(self, x: torch.Tensor, slope: float) -> torch.Tensor:
+        side = self._next(tuple(x.shape)) > 0
         differs = side != (x > 0)
         if bool((x.abs()[differs] > NEXT_TO_ZERO * x.abs().max()).any()):
             raise ArtifactError("a ReLU of the graph differs from PyTorch's; the artifact was not written")
-        return x * side
+        return torch.where(side, x, slope * x)
+
+    def _max_pool(self, x: torch.Tensor, kernel: Pair, stride: Pair, padding: Pair) -> torch.Tensor:
+        around = (padding[1], padding[1], padding[0], padding[0])
+        padded = nn.functional.pad(x, around, value=-torch.inf)
+        windows = padded.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1]).flatten(4)
+        place = self._next(tuple(windows.shape[:4])).long()
+        taken = windows.gather(4, place[..., None])[..., 0]
+        if bool((windows.amax(4) - taken > NEXT_TO_ZERO * x.abs().max()).any()):
+            raise ArtifactError("a maximum of the graph differs from PyTorch's; the artifact was not written")
+        return taken
 
 
-def _with_kinks(step: onnx.ModelProto) -> tuple[onnx.ModelProto, list[tuple[str, int]]]:
-    """Add every ReLU's output to the graph's outputs; return them in order of execution, with halo."""
+def _slope(func: Any, args: Any, kwargs: Any) -> tuple[float]:
+    if func is not nn.functional.leaky_relu:
+        return (0.0,)
+    return (float(args[0] if args else kwargs.get("negative_slope", 0.01)),)
+
+
+def _pool_window(args: Any, kwargs: Any) -> dict[str, Pair]:
+    given = dict(zip(("kernel_size", "stride", "padding"), args, strict=False)) | kwargs
+    kernel = _pair(given["kernel_size"])
+    stride = given.get("stride")
+    return {
+        "kernel": kernel,
+        "stride": kernel if stride is None or stride == [] else _pair(stride),
+        "padding": _pair(given.get("padding", 0)),
+    }
+
+
+def _pair(value: Any) -> Pair:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+
+
+def _with_kinks(step: onnx.ModelProto) -> tuple[onnx.ModelProto, list[tuple[str, int | None]]]:
+    """Add the outputs of ReLUs and the maxima of pooling to the graph's.
+
+    Return them in order, with their halo; None where the tensor is not blocked.
+    """
     observed = onnx.ModelProto()
     observed.CopyFrom(step)
     halos = {
         node.output[0]: next((a.i for a in node.attribute if a.name == "out_halo"), 0)
         for node in step.graph.node
     }
-    kinks = []
+    kinks: list[tuple[str, int | None]] = []
     for node in step.graph.node:
-        if node.op_type in ("Relu", "Add"):  # These keep the halo of their input.
+        if node.domain == DOMAIN and node.op_type in KEEP_HALO:  # These keep the halo of their input.
             halos[node.output[0]] = halos[node.input[0]]
         if node.op_type.endswith("Relu"):
-            kinks.append((node.output[0], halos[node.output[0]]))
-            observed.graph.output.append(
-                onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None)
-            )
+            kinks.append((node.output[0], halos[node.output[0]] if node.domain == DOMAIN else None))
+        elif node.op_type == "MaxPool":
+            kinks.append((node.output[1], 0))
+    for name, _ in kinks:
+        observed.graph.output.append(onnx.ValueInfoProto(name=name))
     return observed, kinks
 
 
-def _unblocked(blocked: npt.NDArray[np.float32], halo: int) -> npt.NDArray[np.float32]:
+def _unblocked(blocked: npt.NDArray[Any], halo: int) -> npt.NDArray[Any]:
     """[B, C, H + 2 * halo, W + 2 * halo, 16] -> [16 * B, C, H, W]; the last examples are padding."""
     inner = blocked[:, :, halo : blocked.shape[2] - halo, halo : blocked.shape[3] - halo]
     return inner.transpose(0, 4, 1, 2, 3).reshape(-1, *inner.shape[1:4])
@@ -154,8 +222,8 @@ def torch_step(
     layout: Layout,
     flat: Vector,
     mask: Mask,
-    batch: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]],
-    sides: list[npt.NDArray[np.bool_]],
+    batch: tuple[npt.NDArray[np.float32], npt.NDArray[Any]],
+    sides: list[npt.NDArray[np.generic]],
 ) -> dict[str, npt.NDArray[np.float64]]:
     """PyTorch's loss, gradients at the mask and batch statistics, by the names of the step graph."""
     masked = np.zeros_like(flat)
@@ -166,11 +234,14 @@ def torch_step(
         for name, view in layout.views(masked).items():
             state[name].copy_(torch.from_numpy(view))
     for submodule in reference.modules():
-        if isinstance(submodule, nn.BatchNorm2d):
+        if isinstance(submodule, nn.BatchNorm1d | nn.BatchNorm2d):
             submodule.momentum = 1.0  # So that the running statistics are the batch's.
     with _SameSide(sides):
         logits = reference(torch.from_numpy(batch[0].astype(np.float64)))
-    loss = nn.functional.cross_entropy(logits, torch.from_numpy(batch[1]))
+    if batch[1].ndim == 1:
+        loss = nn.functional.cross_entropy(logits, torch.from_numpy(batch[1]))
+    else:
+        loss = nn.functional.mse_loss(logits, torch.from_numpy(batch[1].astype(np.float64)))
     loss.backward()  # type: ignore[no-untyped-call]
     found = {"loss": np.asarray(loss.item())}
     parameters = dict(reference.named_parameters())
@@ -192,7 +263,12 @@ def torch_step(
 def differences(
     ours: dict[str, npt.NDArray[np.generic]], expected: dict[str, npt.NDArray[np.float64]]
 ) -> list[Difference]:
-    """Compare by name. A tensor that is zero in exact arithmetic is compared with the largest gradient."""
+    """Compare by name. A tensor that is zero in exact arithmetic is compared with the largest gradient.
+
+    So is one that nearly is: behind a norm, the few weights of a map at 10 % density only turn, and what
+    cancels leaves rounding errors. PyTorch's own float32 misses such a gradient by 7e-5. What remains allowed
+    is 1e-6 of the largest gradient, eight roundings.
+    """
     scale = max(
         (float(np.abs(v).max()) for k, v in expected.items() if k.endswith(".gradient") and v.size),
         default=1.0,
@@ -200,6 +276,6 @@ def differences(
     found = []
     for name, value in expected.items():
         difference = float(np.linalg.norm(np.asarray(ours[name], np.float64).reshape(-1) - value.reshape(-1)))
-        floor = 1e-3 * scale * max(value.size, 1) ** 0.5
+        floor = 1e-2 * scale * max(value.size, 1) ** 0.5
         found.append(Difference(name, difference / max(float(np.linalg.norm(value)), floor)))
     return found

@@ -26,6 +26,8 @@ from protocol.messages import BlobRef
 
 FORMAT = 1
 BLOCK_EXAMPLES = 16  # The innermost axis of blocked activations.
+CROSS_ENTROPY, MSE = "cross_entropy", "mse"
+LOSSES = (CROSS_ENTROPY, MSE)
 MANIFEST = "manifest.json"
 STEP, EVAL, INITIAL = "step.onnx", "eval.onnx", "initial.bin"
 TRAINING_MODEL, EVAL_MODEL, OPTIMIZER_MODEL = "training_model.onnx", "eval_model.onnx", "optimizer_model.onnx"
@@ -78,7 +80,8 @@ class Manifest:
 
     model: str
     input_shape: tuple[int, ...]
-    num_classes: int
+    num_classes: int  # Length of the output: classes, or values of a regression.
+    loss: str  # Of LOSSES: softmax cross-entropy of integer labels, or mean squared error of float32 ones.
     layout: Layout
     statistic_momentum: dict[str, float]
     operators: tuple[str, ...]
@@ -122,6 +125,7 @@ def parse(raw: bytes) -> Manifest:
             model=str(fields["model"]),
             input_shape=tuple(int(n) for n in fields["input_shape"]),
             num_classes=int(fields["num_classes"]),
+            loss=_loss(fields.get("loss", CROSS_ENTROPY)),
             layout=Layout.from_json(fields["layout"]),
             statistic_momentum={str(k): float(v) for k, v in fields["statistic_momentum"].items()},
             operators=tuple(str(name) for name in fields["operators"]),
@@ -139,6 +143,12 @@ def _graph_memory(fields: dict[str, Any]) -> GraphMemory:
     if not found.activation_bytes or min(found.num_nodes, *found.activation_bytes) < 0:
         raise ValueError("a graph's memory is not one non-negative number of bytes for each count of blocks")
     return found
+
+
+def _loss(name: object) -> str:
+    if name not in LOSSES:
+        raise ArtifactError(f"the artifact's loss is {name!r}; this version knows {', '.join(LOSSES)}")
+    return str(name)
 
 
 def read(folder: Path) -> Manifest:

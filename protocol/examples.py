@@ -34,17 +34,24 @@ class Examples:
     """Examples and their labels, in the file's order."""
 
     x: npt.NDArray[np.float32]  # [n, *input_shape], C-contiguous.
-    y: npt.NDArray[np.int64]  # [n]
+    y: npt.NDArray[Any]  # int64 [n], classes; or float32 [n, values], a regression's targets
 
     def __len__(self) -> int:
         """Number of examples."""
         return len(self.y)
 
 
-def load(path: Path, input_shape: Sequence[int], num_classes: int, max_bytes: int = MAX_BYTES) -> Examples:
+def load(
+    path: Path,
+    input_shape: Sequence[int],
+    num_classes: int,
+    max_bytes: int = MAX_BYTES,
+    is_regression: bool = False,
+) -> Examples:
     """Return the examples in `path`, in the form a model with this input and these classes needs.
 
-    `max_bytes` limits both the arrays in the file and their float32 form.
+    A regression's labels are real: [n, num_classes], or [n] for one value. `max_bytes` limits both the
+    arrays in the file and their float32 form.
 
     Raises:
         DataError: missing or damaged file, missing key, other shape, NaN, labels out of range.
@@ -55,7 +62,11 @@ def load(path: Path, input_shape: Sequence[int], num_classes: int, max_bytes: in
         if key not in arrays:
             raise DataError(f"{path} has no array {key!r}; it needs x [n, ...] and y [n]")
     x, y = arrays["x"], arrays["y"]
-    check_labels(y, str(path), num_classes)
+    if is_regression:
+        y = _targets(y, num_classes, path)
+    else:
+        check_labels(y, str(path), num_classes)
+        y = y.astype(np.int64)
     if x.ndim == 0 or len(x) != len(y):
         raise DataError(f"{path}: x has {len(x) if x.ndim else 0} examples, y has {len(y)} labels")
     if not len(y):
@@ -65,9 +76,9 @@ def load(path: Path, input_shape: Sequence[int], num_classes: int, max_bytes: in
     x = _shaped(x, tuple(input_shape), path)
     # A uint8 is finite; checking only what can fail saves a pass over the images on a small board.
     if x.dtype == np.uint8:
-        return Examples(np.divide(x, 255, dtype=np.float32, order="C"), y.astype(np.int64))
+        return Examples(np.divide(x, 255, dtype=np.float32, order="C"), y)
     with np.errstate(over="ignore"):  # What float32 cannot hold becomes infinite, and is refused below.
-        examples = Examples(np.ascontiguousarray(x, np.float32), y.astype(np.int64))
+        examples = Examples(np.ascontiguousarray(x, np.float32), y)
     check_finite(examples.x, str(path))
     return examples
 
@@ -80,8 +91,8 @@ def count(path: Path) -> int:
     """
     _must_exist(path)
     arrays = read_arrays(path, MAX_BYTES, only=("y",))
-    if "y" not in arrays or arrays["y"].ndim != 1:
-        raise DataError(f"{path} has no array 'y' of labels [n]; it needs x [n, ...] and y [n]")
+    if "y" not in arrays or arrays["y"].ndim not in (1, 2):
+        raise DataError(f"{path} has no array 'y' of labels [n] or [n, values]; it needs x [n, ...] and y")
     return len(arrays["y"])
 
 
@@ -100,7 +111,13 @@ def batches(examples: Examples, batch_size: int, rng: np.random.Generator) -> It
 
 
 def of_each_class(examples: Examples, per_class: int, rng: np.random.Generator) -> Examples:
-    """Return up to `per_class` examples of each class that is present, chosen at random, by class."""
+    """Return up to `per_class` examples of each class that is present, chosen at random, by class.
+
+    Raises:
+        DataError: the examples are those of a regression.
+    """
+    if examples.y.ndim != 1:
+        raise DataError("a regression has no classes to choose examples of; use a method that does not score")
     order = rng.permutation(len(examples))
     labels = examples.y[order]
     chosen = [order[np.flatnonzero(labels == label)[:per_class]] for label in np.unique(labels)]
@@ -185,6 +202,19 @@ def check_labels(y: Array, place: str, num_classes: int | None = None) -> None:
             f"{place}: label {y[wrong[0]]} at example {wrong[0]} is out of range ({wrong.size} in all); "
             f"allowed are {allowed}"
         )
+
+
+def _targets(y: Array, num_values: int, path: Path) -> npt.NDArray[np.float32]:
+    """Return a regression's labels as float32 [n, num_values]."""
+    if y.dtype.kind not in "fiu" or y.shape[1:] not in (
+        (num_values,),
+        () if num_values == 1 else (num_values,),
+    ):
+        raise DataError(f"{path}: y is {y.dtype} {list(y.shape)}, expected numbers [n, {num_values}]")
+    with np.errstate(over="ignore"):  # Refused below.
+        targets = np.ascontiguousarray(y, np.float32).reshape(len(y), num_values)
+    check_finite(targets, f"{path}: y")
+    return targets
 
 
 def check_finite(x: Array, place: str) -> None:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from protocol.layout import Layout, Vector
 from protocol.sparse import Mask, SparseVector
 
-Batch = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]  # examples [n, ...], labels [n]
+Batch = tuple[npt.NDArray[np.float32], npt.NDArray[Any]]  # examples [n, ...]; labels, see Examples
 Memory = MutableMapping[str, npt.NDArray[Any]]  # What a client keeps between rounds, by name.
 
 TRAIN = "train"

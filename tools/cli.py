@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from protocol.artifact import CROSS_ENTROPY, LOSSES
 from protocol.errors import SparsefleetError, UserError
 
 if TYPE_CHECKING:
@@ -110,12 +111,14 @@ def _export(commands: Subparsers) -> None:  # type: ignore[valid-type]
         commands, "export", "Turn a PyTorch module into an artifact that devices train.", example
     )
     parser.add_argument(
-        "model", help="mlp, lenet, cnn, resnet8, resnet18, vgg19, or yours as module:function"
+        "model",
+        help="mlp, lenet, cnn, resnet8, resnet8_gn, resnet12_gn, resnet18, vgg19, vit, or yours as module:function",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the artifact")
     parser.add_argument("--input-shape", help="channels,height,width; built-in models have a default")
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
+    parser.add_argument("--loss", choices=LOSSES, default=CROSS_ENTROPY, help="mse: labels are real numbers")
     parser.add_argument("--json", action="store_true")
 
     def run(options: argparse.Namespace) -> int:
@@ -125,7 +128,7 @@ def _export(commands: Subparsers) -> None:  # type: ignore[valid-type]
 
         shape = input_shape(options.model, options.input_shape)
         exported = export_model(
-            options.model, shape, options.classes, options.out, library_path(), options.seed
+            options.model, shape, options.classes, options.out, library_path(), options.seed, options.loss
         )
         layout = exported.manifest.layout
         planned = {density: _peak_bytes(exported.manifest, density) for density in (1.0, 0.1, 0.02)}

@@ -41,7 +41,12 @@ def simulate(
     artifact = Path(experiment.artifact)
     manifest = artifacts.read(artifact)
     initial = artifacts.weights((artifact / artifacts.INITIAL).read_bytes(), manifest.layout)
-    test = load(Path(experiment.data) / "test.npz", manifest.input_shape, manifest.num_classes)
+    test = load(
+        Path(experiment.data) / "test.npz",
+        manifest.input_shape,
+        manifest.num_classes,
+        is_regression=manifest.loss == artifacts.MSE,
+    )
     hub, topics = LoopbackHub(), Topics(experiment.broker.fleet)
     coordinator = Coordinator(
         experiment,

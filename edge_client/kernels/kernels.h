@@ -89,6 +89,24 @@ struct Sddmm {
     int64_t entries;
 };
 
+// Where a value of one example lies in a plain tensor, in floats: [C, H, W] has (H * W, 1), tokens [T, D]
+// have (1, D).
+struct PlainStrides {
+    int64_t channel, pixel;
+};
+
+// c[i, j] = factor * sum over k of a[i, k] * b[k, j], for each of 16 lanes by itself. Strides in floats.
+struct LaneProduct {
+    int64_t rows, cols, depth;
+    const float* a;
+    int64_t a_row, a_depth;
+    const float* b;
+    int64_t b_col, b_depth;
+    float* c;
+    int64_t c_row, c_col;
+    float factor;
+};
+
 // What follows the normalization within the same op. ADD_RELU adds another tensor of y's geometry first.
 enum class After { NOTHING, RELU, ADD_RELU };
 
@@ -115,6 +133,26 @@ struct BatchNormGradient {
     float* d_skip;          // ADD_RELU only: the gradient of what was added; null if nobody wants it
 };
 
+// Normalization of each example by itself. mean and invstd are [B, statistics, 16].
+struct GroupNorm {
+    Blocked x;       // geometry of x and dx
+    Blocked y;       // geometry of y and dy: the same but for the halo
+    int64_t groups;  // channels / groups of them share their statistics, over all pixels
+    float epsilon;
+};
+
+// The same where a pixel's channels share their statistics, not those of other pixels. No halo.
+struct LayerNorm {
+    Blocked x;  // geometry of x, dx, y and dy
+    float epsilon;
+};
+
+// Where the statistics of a value lie, in floats. 0 where it does not depend on the pixel.
+struct StatisticStrides {
+    int64_t block, group, pixel;
+    int64_t group_channels;
+};
+
 // Pooling, one plane (block * C + channel) at a time.
 struct Pool {
     Blocked x;  // geometry of x and dx
@@ -139,10 +177,12 @@ struct Kernels {
     // Write zeros to the halo of a plane.
     void (*zero_halo)(float* y, const Blocked&, int64_t plane);
 
-    // x is [N, C, H, W] (vectors: H = W = 1); fills one plane of y, padding lanes and halo with zeros.
-    void (*pack)(const float* x, int64_t num_examples, float* y, const Blocked& y_geometry, int64_t plane);
-    // x is [B, F, 1, 1, 16], y is [N, F]; writes the examples of one block.
-    void (*unpack)(const float* x, int64_t features, int64_t num_examples, float* y, int64_t block);
+    // x has N plain examples (vectors: H = W = 1); fills one plane of y, padding lanes and halo with zeros.
+    void (*pack)(const float* x, const PlainStrides&, int64_t num_examples, float* y,
+                 const Blocked& y_geometry, int64_t plane);
+    // And back: one plane of x to its places in the N plain examples of y.
+    void (*unpack)(const float* x, const Blocked& x_geometry, int64_t num_examples, float* y,
+                   const PlainStrides&, int64_t plane);
     // One plane of x to its place in the vectors y, and back (the halo of dx is zeroed).
     void (*flatten)(const float* x, const Blocked& x_geometry, float* y, int64_t plane);
     void (*flatten_grad)(const float* dy, float* dx, const Blocked& dx_geometry, int64_t plane);
@@ -153,6 +193,23 @@ struct Kernels {
     void (*add)(const float* a, const float* b, float* y, int64_t begin, int64_t end);
     // Over stored weights, not activations.
     void (*sgd)(float* weight, const float* gradient, float* velocity, int64_t count, const SgdRates&);
+    void (*leaky_relu)(const float* x, float alpha, float* y, int64_t begin, int64_t end);
+    void (*leaky_relu_grad)(const float* dy, const float* y, float alpha, float* dx, int64_t begin,
+                            int64_t end);
+    // begin and end are multiples of 16. use_tanh: the approximation by tanh instead of erf.
+    void (*gelu)(const float* x, bool use_tanh, float* y, int64_t begin, int64_t end);
+    void (*gelu_grad)(const float* dy, const float* x, bool use_tanh, float* dx, int64_t begin, int64_t end);
+    // y = x + w, where w is one plain example, for one plane; halo zero.
+    void (*add_weight)(const float* x, const float* w, const PlainStrides&, float* y, const Blocked&,
+                       int64_t plane);
+    // dw = sum of dy over blocks and lanes, for one channel.
+    void (*add_weight_grad)(const float* dy, const Blocked&, float* dw, const PlainStrides&, int64_t channel);
+
+    void (*lane_product)(const LaneProduct&);
+    // p and dp are [rows, cols, 16]. Softmax over cols, in place; and dp becomes the gradient of what p was
+    // made from.
+    void (*softmax)(float* p, int64_t rows, int64_t cols);
+    void (*softmax_grad)(const float* p, float* dp, int64_t rows, int64_t cols);
 
     // Mean and biased variance over valid lanes.
     void (*moments)(const BatchNorm&, const float* x, int64_t channel, double* mean, double* variance);
@@ -165,6 +222,22 @@ struct Kernels {
     // dx = a * d + b * (x - mean) + c in valid lanes, zero in padding lanes and halo.
     void (*normalize_grad)(const BatchNorm&, const BatchNormGradient&, float a, float b, float c, float* dx,
                            int64_t channel);
+
+    // One group of one block: piece = block * groups + group.
+    void (*group_norm)(const GroupNorm&, const float* x, const float* scale, const float* bias, float* y,
+                       float* mean, float* invstd, int64_t piece);
+    void (*group_norm_grad)(const GroupNorm&, const float* dy, const float* x, const float* scale,
+                            const float* mean, const float* invstd, float* dx, int64_t piece);
+    // The pixels [begin, end) of one block.
+    void (*layer_norm)(const LayerNorm&, const float* x, const float* scale, const float* bias, float* y,
+                       float* mean, float* invstd, int64_t block, int64_t begin, int64_t end);
+    void (*layer_norm_grad)(const LayerNorm&, const float* dy, const float* x, const float* scale,
+                            const float* mean, const float* invstd, float* dx, int64_t block, int64_t begin,
+                            int64_t end);
+    // Sum of dy * (x - mean) * invstd and of dy, over one channel.
+    void (*example_norm_sums)(const Blocked& dy_geometry, const Blocked& x_geometry, const StatisticStrides&,
+                              const float* dy, const float* x, const float* mean, const float* invstd,
+                              int64_t channel, double* d_scale, double* d_bias);
 
     // argmax has the planes of y without halo: [H, W, 16] each. It holds r * kernel_w + s of the first
     // maximum.

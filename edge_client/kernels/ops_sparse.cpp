@@ -138,7 +138,7 @@ void backward(Context& context, PlanCache& cache, ConvGeometry g, bool clear_hal
 }
 
 struct ConvAttributes {
-    int64_t out_channels, kernel_h, kernel_w, stride, pad, in_halo, out_halo;
+    int64_t out_channels, kernel_h, kernel_w, stride, pad, in_halo, out_halo, group;
     bool clear_halo;  // of the result; not where everybody reads only what lies inside
 
     explicit ConvAttributes(const Attributes& a)
@@ -149,6 +149,7 @@ struct ConvAttributes {
           pad(a.integer("pad", 0)),
           in_halo(a.integer("in_halo", 0)),
           out_halo(a.integer("out_halo", 0)),
+          group(a.integer_or("group", 1, 1, INT32_MAX)),
           clear_halo(a.integer_or("clear_halo", 1, 0, 1) == 1) {
         require(in_halo >= pad,
                 "in_halo is " + std::to_string(in_halo) + ", less than pad " + std::to_string(pad));
@@ -156,12 +157,16 @@ struct ConvAttributes {
 
     ConvGeometry geometry(const Tensor& input) const {
         const Blocked x = blocked_of(input, in_halo);
+        require(x.channels % group == 0 && out_channels % group == 0,
+                "group is " + std::to_string(group) + ", which does not divide " +
+                    std::to_string(x.channels) + " input and " + std::to_string(out_channels) +
+                    " output channels");
         const int64_t height = x.height + 2 * pad - kernel_h, width = x.width + 2 * pad - kernel_w;
         require(height >= 0 && width >= 0,
                 "x has shape " + to_string(input.shape) + ", smaller than the kernel");
         const Blocked y =
             make_blocked(x.blocks, out_channels, height / stride + 1, width / stride + 1, out_halo);
-        return {x, y, kernel_h, kernel_w, stride, pad, 0};
+        return {x, y, kernel_h, kernel_w, stride, pad, 0, group};
     }
 };
 

@@ -24,11 +24,12 @@ struct Tap {
 Tap tap_of(const ConvGeometry& g, int32_t index) {
     const int64_t s = index % g.kernel_w, rest = index / g.kernel_w;
     const int64_t r = rest % g.kernel_h, channel = rest / g.kernel_h;
-    return {channel / g.x.channels, channel % g.x.channels, r, s};
+    const int64_t group_inputs = g.x.channels / g.group, k = channel / group_inputs;
+    return {k, k / (g.y.channels / g.group) * group_inputs + channel % group_inputs, r, s};
 }
 
 void check_indices(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
-    const int64_t size = g.y.channels * g.x.channels * g.kernel_h * g.kernel_w;
+    const int64_t size = g.y.channels * (g.x.channels / g.group) * g.kernel_h * g.kernel_w;
     require(size <= INT32_MAX, "the weight has 2^31 elements or more");
     int64_t previous = -1;
     for (int64_t i = 0; i < nnz; i++) {

@@ -19,7 +19,8 @@ struct ConvGeometry {
     Blocked x;
     Blocked y;
     int64_t kernel_h, kernel_w, stride, pad;
-    int64_t wants_dx;  // gradient only: whether the transposed matrix is needed
+    int64_t wants_dx;   // gradient only: whether the transposed matrix is needed
+    int64_t group = 1;  // output channels in this many groups, each of which reads its own input channels
 };
 
 // The owner of the arrays that a SparseRows borrows.

@@ -41,30 +41,54 @@ def examples(x: Float, halo: int) -> Double:
     return inner.transpose(0, 4, 1, 2, 3).reshape(b * LANES, c, h - 2 * halo, w - 2 * halo).astype(np.float64)
 
 
-def pack(x: Float, *, out_halo: int) -> tuple[Float, Long]:
-    """[N, C, H, W] or [N, F] -> (blocked tensor, [N])."""
-    maps = x if x.ndim == 4 else x[:, :, None, None]
-    return blocked(maps, out_halo), np.array([x.shape[0]], np.int64)
+def pack(x: Float, *, out_halo: int, rank: int = 0) -> tuple[Float, Long]:
+    """[N, C, H, W], tokens [N, T, C] or [N, F] -> (blocked tensor, [N]). Tokens are maps of one row."""
+    del rank  # That of x; it is there for the gradient.
+    return blocked(as_maps(x), out_halo), np.array([x.shape[0]], np.int64)
 
 
-def unpack(x: Float, count: Long) -> Float:
-    """[B, F, 1, 1, 16] -> [N, F]."""
-    return examples(x, 0)[: count[0], :, 0, 0].astype(np.float32)
+def pack_grad(dy: Float, count: Long, *, out_halo: int, rank: int) -> Float:
+    """The gradient of `pack`: what `unpack` does."""
+    return unpack(dy, count, in_halo=out_halo, rank=rank)
 
 
-def unpack_grad(dy: Float) -> Float:
-    """[N, F] -> [B, F, 1, 1, 16]; zero in padding lanes, which is where that invariant begins."""
-    return blocked(dy[:, :, None, None], 0)
+def unpack(x: Float, count: Long, *, in_halo: int = 0, rank: int = 2) -> Float:
+    """Blocked tensor -> [N, C, H, W] (rank 4), tokens [N, W, C] (rank 3, H = 1) or [N, F] (rank 2)."""
+    maps = examples(x, in_halo)[: count[0]].astype(np.float32)
+    if rank == 4:
+        return maps
+    tokens = np.ascontiguousarray(maps[:, :, 0].transpose(0, 2, 1))
+    return tokens if rank == 3 else tokens[:, 0]
 
 
-def flatten(x: Float, *, channels: int, in_halo: int, in_height: int, in_width: int) -> Float:
-    """[B, C, H + 2h, W + 2h, 16] -> [B, C * H * W, 1, 1, 16], in the order c, h, w."""
-    features = channels * in_height * in_width
-    return blocked(examples(x, in_halo).reshape(-1, features, 1, 1), 0)
+def unpack_grad(dy: Float, *, in_halo: int = 0, rank: int = 0) -> Float:
+    """What `pack` does; zero in padding lanes, which is where that invariant begins."""
+    return pack(dy, out_halo=in_halo, rank=rank)[0]
 
 
-def flatten_grad(dy: Float, *, channels: int, in_halo: int, in_height: int, in_width: int) -> Float:
-    """[B, C * H * W, 1, 1, 16] -> [B, C, H + 2h, W + 2h, 16]."""
+def as_maps(x: Float) -> Float:
+    """[N, C, H, W], [N, T, C] or [N, F] as [N, C, H, W]."""
+    if x.ndim == 3:
+        return x.transpose(0, 2, 1)[:, :, None, :]
+    return x if x.ndim == 4 else x[:, :, None, None]
+
+
+def flatten(
+    x: Float, *, channels: int, in_halo: int, in_height: int, in_width: int, tokens: int = 0
+) -> Float:
+    """[B, C, H + 2h, W + 2h, 16] -> [B, C * H * W, 1, 1, 16], in the order c, h, w.
+
+    With tokens = 1 -> [B, C, 1, H * W, 16]: every pixel becomes a token.
+    """
+    shape = (-1, channels, 1, in_height * in_width) if tokens else (-1, channels * in_height * in_width, 1, 1)
+    return blocked(examples(x, in_halo).reshape(shape), 0)
+
+
+def flatten_grad(
+    dy: Float, *, channels: int, in_halo: int, in_height: int, in_width: int, tokens: int = 0
+) -> Float:
+    """The way back, into a map with its halo."""
+    del tokens
     return blocked(examples(dy, 0).reshape(-1, channels, in_height, in_width), in_halo)
 
 
@@ -76,6 +100,20 @@ def dense_weight(values: Float, indices: Int, shape: tuple[int, ...]) -> Double:
     weight = np.zeros(int(np.prod(shape)), np.float64)
     weight[indices] = values
     return weight.reshape(shape)
+
+
+def ungrouped(weight: Double, group: int) -> Double:
+    """[K, C / group, ...] -> [K, C, ...]: zeros where an output channel does not read an input channel."""
+    k, c, *kernel = weight.shape
+    wide = np.zeros((group, k // group, group, c, *kernel))
+    wide[range(group), :, range(group)] = weight.reshape(group, k // group, c, *kernel)
+    return wide.reshape(k, group * c, *kernel)
+
+
+def grouped(wide: Double, group: int) -> Double:
+    """[K, C, ...] -> [K, C / group, ...]: what each output channel reads."""
+    by_group = np.split(wide, group)
+    return np.concatenate([np.split(rows, group, axis=1)[i] for i, rows in enumerate(by_group)])
 
 
 def padded(x: Double, pad: int) -> Double:
@@ -96,11 +134,15 @@ def sparse_conv(
     pad: int,
     in_halo: int,
     out_halo: int,
+    group: int = 1,
 ) -> Float:
-    """Convolution; a weight's index is ((k * C + c) * kernel_h + r) * kernel_w + s."""
+    """Convolution; a weight's index is ((k * C / group + c) * kernel_h + r) * kernel_w + s.
+
+    Output channels come in `group` groups of equal size; c counts within the input channels of k's group.
+    """
     source = padded(examples(x, in_halo), pad)
     n, c, h, w = source.shape
-    weight = dense_weight(values, indices, (out_channels, c, kernel_h, kernel_w))
+    weight = ungrouped(dense_weight(values, indices, (out_channels, c // group, kernel_h, kernel_w)), group)
     out_h, out_w = (h - kernel_h) // stride + 1, (w - kernel_w) // stride + 1
     y = np.zeros((n, out_channels, out_h, out_w))
     for r in range(kernel_h):
@@ -125,12 +167,14 @@ def sparse_conv_grad(
     pad: int,
     in_halo: int,
     out_halo: int,
+    group: int = 1,
 ) -> tuple[Float, Float, Float]:
     """Return (dx, dvalues, dbias)."""
     gradient = examples(dy, out_halo)
     source = padded(examples(x, in_halo), pad)
     _, _, out_h, out_w = gradient.shape
-    weight = dense_weight(values, indices, (out_channels, source.shape[1], kernel_h, kernel_w))
+    shape = (out_channels, source.shape[1] // group, kernel_h, kernel_w)
+    weight = ungrouped(dense_weight(values, indices, shape), group)
     d_source, d_weight = np.zeros_like(source), np.zeros_like(weight)
     for r in range(kernel_h):
         for s in range(kernel_w):
@@ -140,7 +184,7 @@ def sparse_conv_grad(
             d_weight[:, :, r, s] = np.einsum("nkhw,nchw->kc", gradient, source[:, :, rows, columns])
     height, width = d_source.shape[2] - pad, d_source.shape[3] - pad
     dx = blocked(d_source[:, :, pad:height, pad:width], in_halo)
-    d_values = d_weight.reshape(-1)[indices].astype(np.float32)
+    d_values = grouped(d_weight, group).reshape(-1)[indices].astype(np.float32)
     return dx, d_values, gradient.sum(axis=(0, 2, 3)).astype(np.float32)
 
 
@@ -251,139 +295,6 @@ def relu_grad(dy: Float, y: Float) -> Float:
 def add(a: Float, b: Float) -> Float:
     """The sum of two tensors of one shape; its gradient is the identity."""
     return a + b
-
-
-# Pooling. Output size is rounded down; padding is minus infinity (max) or left out (average).
-
-
-def _windows(size: int, kernel: int, stride: int, pad: int) -> list[tuple[int, int]]:
-    """The [begin, end) of every window, which may begin below 0 and end beyond size."""
-    begins = [o * stride - pad for o in range((size + 2 * pad - kernel) // stride + 1)]
-    return [(begin, begin + kernel) for begin in begins]
-
-
-def max_pool(
-    x: Float,
-    *,
-    kernel_h: int,
-    kernel_w: int,
-    stride: int,
-    pad: int,
-    in_halo: int,
-    out_halo: int,
-    in_height: int,
-    in_width: int,
-) -> tuple[Float, Byte]:
-    """Return (y, argmax [B, C, H', W', 16]): r * kernel_w + s of the first maximum, without halo.
-
-    As in torch, a NaN wins over everything that came before it.
-    """
-    maps = examples(x, in_halo)
-    rows = _windows(in_height, kernel_h, stride, pad)
-    columns = _windows(in_width, kernel_w, stride, pad)
-    n, c = maps.shape[:2]
-    y = np.zeros((n, c, len(rows), len(columns)))
-    argmax = np.zeros(y.shape, np.int64)
-    for i, (top, bottom) in enumerate(rows):
-        for j, (left, right) in enumerate(columns):
-            best = np.full((n, c), -np.inf)
-            first = (max(top, 0) - top) * kernel_w + max(left, 0) - left
-            best_at = np.full((n, c), first)
-            for h in range(max(top, 0), min(bottom, in_height)):
-                for w in range(max(left, 0), min(right, in_width)):
-                    value = maps[:, :, h, w]
-                    wins = (value > best) | np.isnan(value)
-                    best = np.where(wins, value, best)
-                    best_at = np.where(wins, (h - top) * kernel_w + w - left, best_at)
-            y[:, :, i, j], argmax[:, :, i, j] = best, best_at
-    return blocked(y, out_halo), blocked(argmax.astype(np.float64), 0).astype(np.uint8)
-
-
-def max_pool_grad(
-    dy: Float,
-    argmax: Byte,
-    *,
-    kernel_h: int,
-    kernel_w: int,
-    stride: int,
-    pad: int,
-    in_halo: int,
-    out_halo: int,
-    in_height: int,
-    in_width: int,
-) -> Float:
-    """Give every gradient to the pixel that was the maximum of its window."""
-    gradient, place = examples(dy, out_halo), examples(argmax.astype(np.float32), 0)
-    n, c = gradient.shape[:2]
-    dx = np.zeros((n, c, in_height, in_width))
-    for i, (top, bottom) in enumerate(_windows(in_height, kernel_h, stride, pad)):
-        for j, (left, right) in enumerate(_windows(in_width, kernel_w, stride, pad)):
-            for h in range(max(top, 0), min(bottom, in_height)):
-                for w in range(max(left, 0), min(right, in_width)):
-                    is_place = place[:, :, i, j] == (h - top) * kernel_w + w - left
-                    dx[:, :, h, w] += np.where(is_place, gradient[:, :, i, j], 0.0)
-    return blocked(dx, in_halo)
-
-
-def average_pool(
-    x: Float,
-    *,
-    kernel_h: int,
-    kernel_w: int,
-    stride: int,
-    pad: int,
-    in_halo: int,
-    out_halo: int,
-    in_height: int,
-    in_width: int,
-    count_include_pad: int,
-) -> Float:
-    """The mean of every window, over its part inside the map or (count_include_pad) over its area."""
-    maps = examples(x, in_halo)
-    rows = _windows(in_height, kernel_h, stride, pad)
-    columns = _windows(in_width, kernel_w, stride, pad)
-    y = np.zeros((*maps.shape[:2], len(rows), len(columns)))
-    for i, (top, bottom) in enumerate(rows):
-        for j, (left, right) in enumerate(columns):
-            seen = maps[:, :, max(top, 0) : min(bottom, in_height), max(left, 0) : min(right, in_width)]
-            area = kernel_h * kernel_w if count_include_pad else seen.shape[2] * seen.shape[3]
-            y[:, :, i, j] = seen.sum(axis=(2, 3)) / area
-    return blocked(y, out_halo)
-
-
-def average_pool_grad(
-    dy: Float,
-    *,
-    kernel_h: int,
-    kernel_w: int,
-    stride: int,
-    pad: int,
-    in_halo: int,
-    out_halo: int,
-    in_height: int,
-    in_width: int,
-    count_include_pad: int,
-) -> Float:
-    """Share every gradient equally among the pixels of its window."""
-    gradient = examples(dy, out_halo)
-    dx = np.zeros((*gradient.shape[:2], in_height, in_width))
-    for i, (top, bottom) in enumerate(_windows(in_height, kernel_h, stride, pad)):
-        for j, (left, right) in enumerate(_windows(in_width, kernel_w, stride, pad)):
-            seen = dx[:, :, max(top, 0) : min(bottom, in_height), max(left, 0) : min(right, in_width)]
-            area = kernel_h * kernel_w if count_include_pad else seen.shape[2] * seen.shape[3]
-            seen += gradient[:, :, i : i + 1, j : j + 1] / area
-    return blocked(dx, in_halo)
-
-
-def global_average_pool(x: Float, *, in_halo: int, in_height: int, in_width: int) -> Float:
-    """The mean of every map: [B, C, 1, 1, 16]."""
-    return blocked(examples(x, in_halo).sum(axis=(2, 3), keepdims=True) / (in_height * in_width), 0)
-
-
-def global_average_pool_grad(dy: Float, *, in_halo: int, in_height: int, in_width: int) -> Float:
-    """Share every gradient equally among the pixels of its map."""
-    share = examples(dy, 0) / (in_height * in_width)
-    return blocked(np.broadcast_to(share, (*share.shape[:2], in_height, in_width)), in_halo)
 
 
 # Loss

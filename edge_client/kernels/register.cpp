@@ -16,8 +16,8 @@ void make_domain() {
     OrtCustomOpDomain* fresh = nullptr;
     check(ort().create_custom_op_domain("sparsefleet", &fresh));
     try {
-        for (const auto& ops :
-             {layout_ops(), loss_ops(), norm_ops(), pointwise_ops(), pool_ops(), saved_ops(), sparse_ops()}) {
+        for (const auto& ops : {attention_ops(), groupnorm_ops(), layout_ops(), loss_ops(), norm_ops(),
+                                pointwise_ops(), pool_ops(), saved_ops(), sparse_ops()}) {
             for (const OrtCustomOp* op : ops) check(ort().custom_op_domain_add(fresh, op));
         }
     } catch (...) {

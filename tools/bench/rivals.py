@@ -155,7 +155,7 @@ def _generate(module: Any, task: Task, folder: Path) -> None:
     from export.artifacts import quiet
     from export.trace import trace
 
-    traced = trace(module, tuple(task.manifest.input_shape))
+    traced = trace(module, tuple(task.manifest.input_shape), standard_only=True)
     for info in (traced.graph.input[0], traced.graph.output[0]):
         info.type.tensor_type.shape.dim[0].dim_value = len(task.batch[1])
     del traced.graph.value_info[:]

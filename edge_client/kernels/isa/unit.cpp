@@ -26,8 +26,13 @@ namespace sparsefleet {
 namespace {
 
 #include "vector.inc"
-// vector.inc first, layout.inc before those that zero a halo.
+// vector.inc first, layout.inc before those that zero a halo, elementary.inc before those that need exp.
 #include "layout.inc"
+#include "elementary.inc"
+#include "activation.inc"
+#include "attention.inc"
+#include "groupnorm.inc"
+#include "layernorm.inc"
 #include "norm.inc"
 #include "pointwise.inc"
 #include "pool.inc"
@@ -56,10 +61,24 @@ const Kernels SPARSEFLEET_TABLE = {
     relu_grad,
     add,
     sgd,
+    leaky_relu,
+    leaky_relu_grad,
+    gelu,
+    gelu_grad,
+    add_weight,
+    add_weight_grad,
+    lane_product,
+    softmax,
+    softmax_grad,
     moments,
     normalize,
     normalize_sums,
     normalize_grad,
+    group_norm,
+    group_norm_grad,
+    layer_norm,
+    layer_norm_grad,
+    example_norm_sums,
     max_pool,
     max_pool_grad,
     average_pool,

@@ -36,6 +36,36 @@ def test_vectors_survive_pack_and_unpack(n, run_op, rng):
     np.testing.assert_array_equal(reference.unpack(y, count), x)
 
 
+@pytest.mark.parametrize("halo", [0, 1, 2])
+@pytest.mark.parametrize("n", BATCHES)
+def test_maps_and_tokens_survive_the_conversions_at_the_border(n, halo, run_op, rng):
+    """Pack and Unpack undo each other, and each is the other's gradient."""
+    for x, out_halo in ((normal(rng, n, 3, 5, 4), halo), (normal(rng, n, 9, 6), 0)):
+        rank = x.ndim
+        y, count = run_op("Pack", x, out_halo=out_halo, rank=rank)
+        np.testing.assert_array_equal(y, reference.pack(x, out_halo=out_halo)[0])
+        np.testing.assert_array_equal(run_op("UnpackGrad", x, in_halo=out_halo, rank=rank)[0], y)
+        y[-1, ..., (n - 1) % 16 + 1 :] = np.nan  # What stands in padding lanes goes nowhere.
+        np.testing.assert_array_equal(run_op("Unpack", y, count, in_halo=out_halo, rank=rank)[0], x)
+        np.testing.assert_array_equal(run_op("PackGrad", y, count, out_halo=out_halo, rank=rank)[0], x)
+        np.testing.assert_array_equal(reference.unpack(y, count, in_halo=out_halo, rank=rank), x)
+    tokens = reference.pack(x, out_halo=0)[0]
+    np.testing.assert_array_equal(tokens[0, 4, 0, 7, 0], x[0, 7, 4])  # Token 7, feature 4.
+
+
+@pytest.mark.parametrize("halo", [0, 1])
+def test_pixels_become_tokens_and_their_gradient_goes_back(halo, run_op, rng):
+    maps = normal(rng, 7, 3, 5, 4)
+    attributes = {"channels": 3, "in_halo": halo, "in_height": 5, "in_width": 4, "tokens": 1}
+    x = reference.blocked(maps, halo)
+    (y,) = run_op("Flatten", x, **attributes)
+    np.testing.assert_array_equal(y, reference.flatten(x, **attributes))
+    tokens = maps.reshape(7, 3, 20).transpose(0, 2, 1)
+    np.testing.assert_array_equal(reference.unpack(y, np.array([7]), rank=3), tokens)
+    (dx,) = run_op("FlattenGrad", y, **attributes)
+    np.testing.assert_array_equal(dx, x)
+
+
 @pytest.mark.parametrize("n", BATCHES)
 def test_unpack_grad_writes_zeros_into_padding_lanes(n, run_op, rng):
     dy = normal(rng, n, 10)
@@ -96,16 +126,18 @@ def test_wrong_shapes_are_errors(run_op, rng):
     vectors = reference.blocked(normal(rng, 16, 6, 1, 1), 0)
     flat = {"channels": 3, "in_halo": 1, "in_height": 4, "in_width": 4}
     for message, op_type, inputs, attributes in [
-        (r"expected \[N, C, H, W\] or \[N, F\]", "Pack", [normal(rng, 3, 4, 5)], {"out_halo": 0}),
+        (r"expected \[N, C, H, W\], \[N, T, C\] or \[N, F\]", "Pack", [normal(rng, 3)], {"out_halo": 0}),
         ("which is empty", "Pack", [normal(rng, 3, 0, 5, 5)], {"out_halo": 0}),
-        ("out_halo must be 0 for vectors", "Pack", [normal(rng, 3, 5)], {"out_halo": 1}),
+        ("the halo must be 0 for tokens and vectors", "Pack", [normal(rng, 3, 5)], {"out_halo": 1}),
         ("out_halo is -1, must be 0 to", "Pack", [normal(rng, 3, 5, 2, 2)], {"out_halo": -1}),
-        (r"expected \[B, F, 1, 1, 16\]", "Unpack", [x, np.array([16])], {}),
+        ("which is no vector", "Unpack", [vectors.reshape(1, 3, 1, 2, 16), np.array([16])], {}),
+        ("which is no row of tokens", "Unpack", [x, np.array([16])], {"rank": 3}),
+        ("attribute rank is 5, must be 2 to 4", "Unpack", [x, np.array([16])], {"rank": 5}),
         ("count is 17, which does not make 1 blocks of 16", "Unpack", [vectors, np.array([17])], {}),
         ("count is 0, which does not make 1 blocks of 16", "Unpack", [vectors, np.array([0])], {}),
         ("count is -5, which", "Unpack", [vectors, np.array([-5])], {}),
         (r"count has shape \[2\]", "Unpack", [vectors, np.array([16, 16])], {}),
-        (r"expected \[N, F\]", "UnpackGrad", [x], {}),
+        (r"expected \[N, C, H, W\], \[N, T, C\] or \[N, F\]", "UnpackGrad", [x], {}),
         (r"x has shape .*, expected \[1, 3, 7, 6, 16\]", "Flatten", [x], flat | {"in_height": 5}),
         (r"dy has shape .*, expected \[1, 48, 1, 1, 16\]", "FlattenGrad", [vectors], flat),
         (r"y has shape .*, expected", "ReluGrad", [x, vectors], {}),

@@ -129,6 +129,7 @@ POOL |= {"in_height": 9, "in_width": 8}
 NORM = {"epsilon": 1e-5, "training": 1, "in_halo": 1, "out_halo": 2, "grad_halo": 3}
 MAP = {"in_halo": 1, "in_height": 9, "in_width": 8}
 X = ["ceil(batch/16)", 3, 11, 10, 16]  # a 9 x 8 map with halo 1
+TOKENS = ["ceil(batch/16)", 6, 1, 64, 16]
 VECTOR = ["ceil(batch/16)", 6, 1, 1, 16]
 SCALES = {"scale": [3], "bias": [3], "running_mean": [3], "running_var": [3], "count": [1]}
 SPARSE = {"values": ["nnz"], "indices": ["nnz"]}
@@ -190,6 +191,54 @@ UNKNOWN: list[
         ("GlobalAveragePoolGrad", {"dy": ["B", 3, 1, 1, 16]}, MAP, [["B", *X[1:]]]),
         ("Flatten", {"x": X}, {**MAP, "channels": 3}, [["ceil(batch/16)", 216, 1, 1, 16]]),
         ("FlattenGrad", {"dy": ["B", 216, 1, 1, 16]}, {**MAP, "channels": 3}, [["B", *X[1:]]]),
+        ("Pack", {"x": ["batch", 64, 6]}, {"out_halo": 0}, [TOKENS, [1]]),
+        ("Pack", {"x": ["batch", 3, 9, 8]}, {"out_halo": 1, "rank": 4}, [X, [1]]),
+        ("PackGrad", {"dy": X, "count": [1]}, {"out_halo": 1, "rank": 4}, [["batch", 3, 9, 8]]),
+        ("Unpack", {"x": TOKENS, "count": [1]}, {"in_halo": 0, "rank": 3}, [["batch", 64, 6]]),
+        ("UnpackGrad", {"dy": ["batch", 64, 6]}, {"in_halo": 0, "rank": 3}, [TOKENS]),
+        ("Flatten", {"x": X}, {**MAP, "channels": 3, "tokens": 1}, [["ceil(batch/16)", 3, 1, 72, 16]]),
+        (
+            "GroupNorm",
+            {"x": X, "scale": [3], "bias": [3]},
+            {"epsilon": 1e-5, "groups": 3, "in_halo": 1, "out_halo": 0},
+            [["ceil(batch/16)", 3, 9, 8, 16], *[["ceil(batch/16)", 3, 16]] * 2],
+        ),
+        (
+            "GroupNormGrad",
+            {"dy": ["b", 3, 9, 8, 16], "x": X, "scale": [3], "mean": ["b", 3, 16], "invstd": ["b", 3, 16]},
+            {"epsilon": 1e-5, "groups": 3, "in_halo": 1, "out_halo": 0},
+            [X, UNKNOWN, UNKNOWN],
+        ),
+        (
+            "LayerNorm",
+            {"x": TOKENS, "scale": [6], "bias": [6]},
+            {"epsilon": 1e-5},
+            [TOKENS, *[["ceil(batch/16)", 64, 16]] * 2],
+        ),
+        (
+            "LayerNormGrad",
+            {"dy": TOKENS, "x": TOKENS, "scale": [6], "mean": ["b", 64, 16], "invstd": ["b", 64, 16]},
+            {"epsilon": 1e-5},
+            [TOKENS, UNKNOWN, UNKNOWN],
+        ),
+        ("LeakyRelu", {"x": X}, {"alpha": 0.1}, [X]),
+        ("LeakyReluGrad", {"dy": X, "y": X}, {"alpha": 0.1}, [X]),
+        ("Gelu", {"x": X}, {"tanh": 0}, [X]),
+        ("GeluGrad", {"dy": X, "x": X}, {"tanh": 0}, [X]),
+        ("AddWeight", {"x": TOKENS, "weight": [1, 64, 6]}, {"halo": 0, "channels_last": 1}, [TOKENS]),
+        ("AddWeightGrad", {"dy": TOKENS, "weight": [64, 6]}, {"halo": 0, "channels_last": 1}, [UNKNOWN]),
+        (
+            "Attention",
+            {"qkv": TOKENS},
+            {"heads": 2},
+            [["ceil(batch/16)", 2, 1, 64, 16], ["ceil(batch/16)", 2, 64, 64, 16]],
+        ),
+        (
+            "AttentionGrad",
+            {"dy": ["b", 2, 1, 64, 16], "qkv": TOKENS, "probability": ["b", 2, 64, 64, 16]},
+            {"heads": 2},
+            [TOKENS],
+        ),
         ("SoftmaxCrossEntropy", {"scores": ["batch", 10], "labels": ["batch"]}, {}, [[], ["batch", 10]]),
         (
             "SoftmaxCrossEntropyGrad",

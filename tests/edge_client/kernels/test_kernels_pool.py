@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edge_client.kernels import reference
+from edge_client.kernels import reference, reference_pool
 
 # examples, channels, height, width, kernel_h, kernel_w, stride, pad, in_halo, out_halo
 GEOMETRIES = {
@@ -50,13 +50,13 @@ def test_max_pool_agrees_with_the_reference_and_torch(name, run_op, import_torch
     case = Case(GEOMETRIES[name], rng)
     attributes, n = case.attributes, case.n
     y, argmax = run_op("MaxPool", case.x, **attributes)
-    expected_y, expected_argmax = reference.max_pool(case.x, **attributes)
+    expected_y, expected_argmax = reference_pool.max_pool(case.x, **attributes)
     np.testing.assert_array_equal(y, expected_y)
     np.testing.assert_array_equal(argmax, expected_argmax)
     assert_halo_is_zero(y, attributes["out_halo"])
     (dx,) = run_op("MaxPoolGrad", case.dy, argmax, **attributes)
     np.testing.assert_allclose(
-        dx, reference.max_pool_grad(case.dy, argmax, **attributes), rtol=1e-6, atol=1e-6
+        dx, reference_pool.max_pool_grad(case.dy, argmax, **attributes), rtol=1e-6, atol=1e-6
     )
     assert_halo_is_zero(dx, attributes["in_halo"])
     np.testing.assert_array_equal(reference.examples(dx, attributes["in_halo"])[n:], 0)
@@ -81,7 +81,7 @@ def test_max_pool_treats_nan_and_infinity_as_torch_does(run_op, import_torch):
     attributes |= {"in_height": 4, "in_width": 8}
     x = reference.blocked(maps, 0)
     y, argmax = run_op("MaxPool", x, **attributes)
-    for actual, expected in zip((y, argmax), reference.max_pool(x, **attributes), strict=True):
+    for actual, expected in zip((y, argmax), reference_pool.max_pool(x, **attributes), strict=True):
         np.testing.assert_array_equal(actual, expected)
 
     torch = import_torch()
@@ -102,10 +102,12 @@ def test_average_pool_agrees_with_the_reference_and_torch(
     n, pooling = case.n, case.attributes
     attributes = pooling | {"count_include_pad": count_include_pad}
     (y,) = run_op("AveragePool", case.x, **attributes)
-    np.testing.assert_allclose(y, reference.average_pool(case.x, **attributes), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(y, reference_pool.average_pool(case.x, **attributes), rtol=1e-5, atol=1e-6)
     assert_halo_is_zero(y, pooling["out_halo"])
     (dx,) = run_op("AveragePoolGrad", case.dy, **attributes)
-    np.testing.assert_allclose(dx, reference.average_pool_grad(case.dy, **attributes), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        dx, reference_pool.average_pool_grad(case.dy, **attributes), rtol=1e-5, atol=1e-6
+    )
     assert_halo_is_zero(dx, pooling["in_halo"])
     np.testing.assert_array_equal(reference.examples(dx, pooling["in_halo"])[n:], 0)
 
@@ -130,12 +132,12 @@ def test_global_average_pool_is_a_mean_and_shares_its_gradient(n, halo, run_op, 
     (y,) = run_op("GlobalAveragePool", reference.blocked(maps, halo), **attributes)
     assert y.shape == (-(-n // 16), 3, 1, 1, 16)
     np.testing.assert_allclose(reference.examples(y, 0)[:n, :, 0, 0], maps.mean(axis=(2, 3)), 1e-5, 1e-6)
-    expected = reference.global_average_pool(reference.blocked(maps, halo), **attributes)
+    expected = reference_pool.global_average_pool(reference.blocked(maps, halo), **attributes)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
     (dx,) = run_op("GlobalAveragePoolGrad", y, **attributes)
     shared = np.broadcast_to(maps.mean(axis=(2, 3), keepdims=True) / 20, maps.shape)  # 5 * 4 pixels
     np.testing.assert_allclose(dx, reference.blocked(shared, halo), rtol=1e-4, atol=1e-7)
-    expected = reference.global_average_pool_grad(y, **attributes)
+    expected = reference_pool.global_average_pool_grad(y, **attributes)
     np.testing.assert_allclose(dx, expected, rtol=1e-5, atol=1e-7)
     assert_halo_is_zero(dx, halo)
 

@@ -5,10 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from edge_client.kernels import reference
 
-# name: examples, channels, height, width, out_channels, kernel_h, kernel_w, stride, pad, in_halo, out_halo
+# name: examples, channels, height, width, out_channels, kernel_h, kernel_w, stride, pad, in_halo, out_halo and,
+# where it is not 1, group
 GEOMETRIES = {
     "3x3": (16, 5, 8, 8, 9, 3, 3, 1, 1, 1, 1),
     "3x3 strided": (7, 4, 9, 7, 6, 3, 3, 2, 1, 1, 1),
@@ -26,6 +29,12 @@ GEOMETRIES = {
     "wide": (3, 2, 3, 37, 2, 3, 3, 1, 1, 1, 1),
     "many channels": (16, 40, 4, 4, 24, 3, 3, 1, 1, 1, 1),
     "vgg stem": (16, 3, 16, 16, 8, 3, 3, 1, 1, 1, 1),
+    "depthwise": (33, 6, 8, 7, 6, 3, 3, 1, 1, 1, 1, 6),
+    "depthwise strided": (16, 6, 9, 8, 6, 3, 3, 2, 1, 1, 1, 6),
+    "depthwise, two outputs each": (7, 5, 6, 6, 10, 3, 3, 1, 1, 1, 1, 5),
+    "two groups": (17, 8, 5, 6, 6, 3, 3, 1, 1, 1, 1, 2),
+    "grouped 1x1 strided": (3, 12, 6, 5, 8, 1, 1, 2, 0, 0, 0, 4),
+    "patches": (16, 3, 16, 16, 12, 4, 4, 4, 0, 0, 0),
 }
 DENSITIES = (0.0, 0.1, 1.0)
 
@@ -42,7 +51,7 @@ class Case:
     """Random tensors for a geometry; blocked ones with garbage where garbage is allowed."""
 
     def __init__(self, geometry: tuple[int, ...], density: float, rng: np.random.Generator) -> None:
-        n, c, h, w, k, kh, kw, stride, pad, in_halo, out_halo = geometry
+        n, c, h, w, k, kh, kw, stride, pad, in_halo, out_halo, group = (*geometry, 1)[:12]
         self.attributes = {
             "out_channels": k,
             "kernel_h": kh,
@@ -51,13 +60,14 @@ class Case:
             "pad": pad,
             "in_halo": in_halo,
             "out_halo": out_halo,
+            **({"group": group} if group > 1 else {}),
         }
         self.num_examples = n
-        self.shape = (k, c, kh, kw)
-        size = k * c * kh * kw
+        self.shape = (k, c // group, kh, kw)
+        size = int(np.prod(self.shape))
         self.indices = a_mask(rng, size, density)
         if 0 < density < 1 and k > 2:  # an output channel without weights
-            self.indices = self.indices[self.indices // (c * kh * kw) != 1]
+            self.indices = self.indices[self.indices // (c // group * kh * kw) != 1]
         self.values = normal(rng, len(self.indices))
         self.bias = normal(rng, k)
         lanes = -(-n // 16) * 16
@@ -108,7 +118,14 @@ def test_conv_agrees_with_torch(name, run_op, import_torch, rng):
         reference.dense_weight(case.values, case.indices, case.shape), dtype=torch.float32, requires_grad=True
     )
     bias = torch.tensor(case.bias, requires_grad=True)
-    y = torch.nn.functional.conv2d(x, dense, bias, stride=attributes["stride"], padding=attributes["pad"])
+    y = torch.nn.functional.conv2d(
+        x,
+        dense,
+        bias,
+        stride=attributes["stride"],
+        padding=attributes["pad"],
+        groups=attributes.get("group", 1),
+    )
     y.backward(torch.tensor(case.d_maps))
 
     (actual,) = run_op("SparseConv", case.x, case.values, case.bias, case.indices, **attributes)
@@ -284,6 +301,11 @@ def test_wrong_shapes_and_attributes_are_errors(run_op, rng):
     fails("too small for a halo of 5", x, values, None, indices, in_halo=5)
     fails("smaller than the kernel", x, values, None, indices, kernel_h=11, kernel_w=1)
     fails("attribute stride is 0, must be 1 to", x, values, None, indices, stride=0)
+    fails("group is 3, which does not divide 5 input", x, values, None, indices, group=3)
+    fails("attribute group is 0, must be 1 to", x, values, None, indices, group=0)
+    too_far = np.array([81], np.int32)  # 9 output channels of one input channel each: 9 * 3 * 3 = 81 weights
+    depthwise = reference.blocked(normal(rng, 16, 9, 8, 8), 1)
+    fails("indices.0. = 81 is out of range, the weight has 81", depthwise, values[:1], None, too_far, group=9)
     fails(r"dy has shape .*, expected", case.dy[:, :, 1:], x, values, indices, op_type="SparseConvGrad")
     dy = reference.blocked(case.d_maps, 0)
     fails(
@@ -316,3 +338,35 @@ def test_a_halo_that_nobody_reads_is_left_alone(run_op, rng):
     (left,) = run_op("SparseConv", *inputs, **case.attributes, clear_halo=0)
     halo = case.attributes["out_halo"]
     np.testing.assert_array_equal(reference.examples(left, halo), reference.examples(cleared, halo))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    n=st.integers(1, 20),
+    group=st.sampled_from([1, 2, 3, 8]),
+    inputs=st.integers(1, 3),
+    outputs=st.integers(1, 3),
+    side=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.integers(1, 3),
+    pad=st.integers(0, 2),
+    density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 2**16),
+)
+def test_any_grouped_convolution_agrees_with_the_reference(
+    n, group, inputs, outputs, side, kernel, stride, pad, density, threads, seed, run_op
+):
+    """`inputs` and `outputs` count the channels of one group."""
+    rng = np.random.default_rng(seed)
+    assume(all(side[i] + 2 * pad >= kernel[i] for i in (0, 1)))
+    halo = pad + max(kernel)  # Enough for the gradient of any stride.
+    sizes = (n, inputs * group, *side, outputs * group, *kernel, stride, pad, halo, halo + max(side), group)
+    case = Case(sizes, density, rng)
+    forward = (case.x, case.values, case.bias, case.indices)
+    (y,) = run_op("SparseConv", *forward, threads=threads, **case.attributes)
+    close(y, reference.sparse_conv(*forward, **case.attributes))
+    backward = (case.dy, case.x, case.values, case.indices)
+    actual = run_op("SparseConvGrad", *backward, threads=threads, **case.attributes)
+    for a, b in zip(actual, reference.sparse_conv_grad(*backward, **case.attributes), strict=True):
+        close(a, b)
