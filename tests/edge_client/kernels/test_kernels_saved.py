@@ -5,7 +5,7 @@ import pytest
 
 from edge_client.kernels import reference
 
-SHAPES = [(1, 3, 5, 4), (7, 2, 3, 3), (16, 4, 8, 8), (33, 5, 1, 1), (40, 3, 6, 7)]
+SHAPES = [(1, 3, 5, 4), (7, 2, 3, 3), (16, 4, 8, 8), (33, 5, 1, 1), (40, 3, 6, 7), (17, 2, 2, 70)]
 
 
 def activation(rng, shape, halo, zeros=0.5):
