@@ -47,6 +47,21 @@ def test_an_activation_is_saved_and_restored(shape, halo, keep, threads, run_op,
         assert not reference.examples(y, halo)[shape[0] :].any()
 
 
+@pytest.mark.parametrize("keep", [1.0, 0.2])
+@pytest.mark.parametrize("halo", [0, 2])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pruning_is_saving_and_restoring(shape, halo, keep, run_op, rng):
+    x, count = activation(rng, shape, halo)
+    y, used = run_op("PruneActivation", x, count, *scalars(keep), in_halo=halo, threads=2)
+    saved = run_op("SaveActivation", x, count, *scalars(keep), in_halo=halo)
+    restored = run_op("RestoreActivation", *saved[:3], out_halo=halo)[0]
+    valid = slice(shape[0])  # What becomes of padding lanes does not matter: their gradients are zero.
+    np.testing.assert_array_equal(
+        reference.examples(y, halo)[valid], reference.examples(restored, halo)[valid]
+    )
+    assert used == saved[3]
+
+
 def test_a_given_threshold_is_used_and_ties_are_kept(run_op, rng):
     x = reference.blocked(np.array([[[[3.0, -2.0, 2.0, 1.0, 0.0, -0.0]]]], np.float32), 0)
     count = np.array([1], np.int64)
