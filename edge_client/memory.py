@@ -34,8 +34,7 @@ WEIGHT_BYTES = {
     "optimizer: velocity": 4,
     "plan of the forward op: index, offset, order, visits": 13,
     "plan of the gradient op: index, twice offset, order, visits": 18,
-    "both ops: value in the plan's order, one layer at a time": 4,
-    "trained: value": 4,
+    "trained: value (before that, values in a plan's order, one layer at a time)": 4,
 }
 
 

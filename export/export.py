@@ -84,13 +84,12 @@ def export_module(
     layout = converted.layout
     flat = layout.flatten({key: numpy_helper.to_array(value) for key, value in converted.weights.items()})
     training = generate(converted, library, loss)
-    lowered = lower(training.training, layout, converted.sizes)
-    step, storing = fuse(lowered), fuse(lowered, recompute=False)
+    step = fuse(lower(training.training, layout, converted.sizes))
     evaluation = evaluation_form(
         trace(module, input_shape, standard_only=True), [piece.name for piece in layout.pieces]
     )
     worst = check(step, module, layout, flat, converted.num_classes, library)
-    graphs = {STEP: step, STEP_COMPRESSED: compress(storing, False), STEP_HALF: compress(storing, True)}
+    graphs = {STEP: step, STEP_COMPRESSED: compress(step, False), STEP_HALF: compress(step, True)}
     files = {
         **{file: graph.SerializeToString() for file, graph in graphs.items()},
         EVAL: evaluation.SerializeToString(),

@@ -27,11 +27,8 @@ PIXEL_BYTES = 64
 PAGE_BYTES = 4096
 
 
-def fuse(step: onnx.ModelProto, recompute: bool = True) -> onnx.ModelProto:
-    """Return the fused step graph; its inputs and outputs are those of `step`.
-
-    Without `recompute` every output that the backward pass reads again waits for it in memory.
-    """
+def fuse(step: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the fused step graph; its inputs and outputs are those of `step`."""
     fused = onnx.ModelProto()
     fused.CopyFrom(step)
     graph = _Graph(list(fused.graph.node), {output.name for output in fused.graph.output})
@@ -43,7 +40,7 @@ def fuse(step: onnx.ModelProto, recompute: bool = True) -> onnx.ModelProto:
         if node.op_type == "Sum":
             _fuse_sum(graph, node)
     for node in list(graph.nodes):
-        if recompute and node.op_type == "BatchNormRelu":
+        if node.op_type == "BatchNormRelu":
             _recompute(graph, node)
     for node in graph.nodes:
         if node.op_type in (*CONVOLUTIONS, "SparseConvGrad"):

@@ -9,8 +9,10 @@ Between the two, an activation waits for one or two readers. In the result of `c
                                           sides of a ReLU behind it, which would be recomputed from
                                           rounded values, from SaveSigns
 
-Each is saved behind its last reader of the forward pass and restored right before its reader in the
-backward pass; the runtime keeps to that order. At half precision the named values are halves too.
+An input that the backward pass computes again (BatchNormReluAgain) waits for nobody: it is only
+pruned, by PruneActivation. Each of the others is saved behind its last reader of the forward pass and
+restored right before its reader in the backward pass; the runtime keeps to that order. At half
+precision the named values are halves too.
 
 Pruning: for each layer the graph has two further inputs. Of the copy that waits for the gradient of
 <weight>, only the largest `<weight>.keep` (a share, 1 for all) stay, from the magnitude
@@ -39,8 +41,8 @@ SIDES_FROM_INPUT = {
     "BatchNormReluGrad": "BatchNormAddReluGrad",
     "BatchNormReluSumGrad": "BatchNormAddReluSumGrad",
 }
-# What a batch norm's gradient reads of the forward pass.
-NORM_INPUT = 1
+# What ops of the backward pass read that a batch norm has read in the forward pass.
+NORM_INPUT = {"BatchNormReluAgain": 0}
 
 
 def compress(step: onnx.ModelProto, is_half: bool) -> onnx.ModelProto:
@@ -55,7 +57,7 @@ def compress(step: onnx.ModelProto, is_half: bool) -> onnx.ModelProto:
         position = SIGN_READERS.get(node.op_type)
         if position is not None and not saver.is_held(node.input[position]):
             saver.save_signs(i, position)
-        if is_half and node.op_type.startswith("BatchNorm") and node.op_type.endswith("Grad"):
+        if is_half and node.op_type.startswith("BatchNorm") and saver.is_backward(i):
             saver.save_halves(i)
     del made.graph.node[:]
     made.graph.node.extend(saver.nodes())
@@ -81,11 +83,13 @@ class _Saver:
     def __post_init__(self) -> None:
         self.all = list(self.model.graph.node)
         self.writer = {name: node for node in self.all for name in node.output if name}
+        self.loss = next(i for i, node in enumerate(self.all) if node.op_type.endswith("Grad"))
         self.forward_reader: dict[str, int] = {}
+        self.saved: set[str] = set()
         self.gradients: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for i, node in enumerate(self.all):
             for position, name in enumerate(node.input):
-                if node.op_type.endswith("Grad"):
+                if self.is_backward(i):
                     self.gradients[name].append((i, position))
                 else:
                     self.forward_reader[name] = i
@@ -93,6 +97,10 @@ class _Saver:
     def nodes(self) -> list[NodeProto]:
         """All nodes in order."""
         return [n for i, node in enumerate(self.all) for n in (*self.before[i], node, *self.behind[i])]
+
+    def is_backward(self, i: int) -> bool:
+        """Whether a node belongs to the backward pass."""
+        return i >= self.loss
 
     def is_held(self, name: str) -> bool:
         """Whether some gradient op reads all of a tensor, so that nothing is gained by saving a part."""
@@ -108,6 +116,16 @@ class _Saver:
         graph = self.model.graph
         graph.input.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, []) for n in (keep, threshold))
         graph.output.append(helper.make_tensor_value_info(used, TensorProto.FLOAT, []))
+        if self.is_backward(self.all.index(self.writer[name])):
+            pruned = f"{weight}.pruned"
+            inputs, halo = [name, "count", keep, threshold], self._halo(name)
+            self.before[i].append(
+                helper.make_node(
+                    "PruneActivation", inputs, [pruned, used], pruned, domain=DOMAIN, in_halo=halo
+                )
+            )
+            node.input[1] = pruned
+            return
         stored = [f"{weight}.saved_{part}" for part in ("bits", "begin", "values")]
         self._save("SaveActivation" + self.suffix, name, [name, "count", keep, threshold], [*stored, used])
         self._restore("RestoreActivation" + self.suffix, i, 1, stored)
@@ -119,9 +137,10 @@ class _Saver:
 
     def save_halves(self, i: int) -> None:
         node = self.all[i]
-        name = node.input[NORM_INPUT]
+        position = NORM_INPUT.get(node.op_type, 1)
+        name = node.input[position]
         self._save("SaveHalf", name, [name], [name + ".halves"])
-        self._restore("RestoreHalf", i, NORM_INPUT, [name + ".halves"])
+        self._restore("RestoreHalf", i, position, [name + ".halves"])
         if node.op_type in SIDES_FROM_INPUT:
             norm = next(n for n in self.all if n.op_type == "BatchNormRelu" and n.input[0] == name)
             node.op_type = SIDES_FROM_INPUT[node.op_type]
@@ -129,7 +148,10 @@ class _Saver:
             self.save_signs(i, SIGN_READERS[node.op_type])
 
     def _save(self, op_type: str, name: str, inputs: list[str], outputs: list[str]) -> None:
-        """Behind the last reader of the forward pass, and behind the writer at the earliest."""
+        """Once, behind the last reader of the forward pass, and behind the writer at the earliest."""
+        if outputs[0] in self.saved:
+            return
+        self.saved.add(outputs[0])
         writer = self.all.index(self.writer[name])
         node = helper.make_node(
             op_type, inputs, outputs, f"{outputs[0]}/save", domain=DOMAIN, in_halo=self._halo(name)
@@ -138,7 +160,7 @@ class _Saver:
 
     def _restore(self, op_type: str, reader: int, position: int, stored: list[str]) -> None:
         name = self.all[reader].input[position]
-        restored = stored[0] + "/restored"
+        restored = f"{stored[0]}/restored_{reader}"
         node = helper.make_node(
             op_type, stored, [restored], restored, domain=DOMAIN, out_halo=self._halo(name)
         )

@@ -261,6 +261,8 @@ struct Kernels {
     // Valid lanes that are not zero and not below the threshold; returns how many.
     int64_t (*kept_bits)(const float* x, const Blocked&, int64_t num_examples, float threshold,
                          uint16_t* bits, int64_t plane);
+    // Over the floats [begin, end) of whole buffers: zero where the magnitude is below the threshold.
+    void (*prune)(const float* x, float threshold, float* y, int64_t begin, int64_t end);
     // values are the plane's own, `count` of them, which is what its bits name. Restoring zeroes the halo.
     void (*save_values)(const float* x, const Blocked&, const uint16_t* bits, float* values, int64_t count,
                         int64_t plane);

@@ -86,6 +86,13 @@ float kth_magnitude(const float* x, const Blocked& g, int64_t num_examples, floa
 
 // Inputs x, count, keep, threshold: with keep below 1 only magnitudes from a threshold on are kept, which
 // is the given one, or is found if that is negative.
+float threshold_of(Context& context, const Tensor& x, const Blocked& g, int64_t num_examples) {
+    const float keep = scalar(context.input(2)), given = scalar(context.input(3));
+    require(keep > 0.0f, "keep is " + std::to_string(keep) + ", must be above 0");
+    if (keep >= 1.0f || num_examples == 0) return 0.0f;
+    return given < 0.0f ? kth_magnitude(x.as<float>(), g, num_examples, keep) : given;
+}
+
 // Outputs bits, begin (per plane, of its values), values, used (the threshold).
 template <class Value>
 struct Save {
@@ -95,14 +102,7 @@ struct Save {
         const Tensor x = context.input(0);
         const Blocked g = blocked_of(x, in_halo);
         const int64_t num_examples = examples_of(context.input(1), g.blocks);
-        const float keep = scalar(context.input(2));
-        float threshold = scalar(context.input(3));
-        require(keep > 0.0f, "keep is " + std::to_string(keep) + ", must be above 0");
-        if (keep >= 1.0f || num_examples == 0) {
-            threshold = 0.0f;
-        } else if (threshold < 0.0f) {
-            threshold = kth_magnitude(x.as<float>(), g, num_examples, keep);
-        }
+        const float threshold = threshold_of(context, x, g, num_examples);
         uint16_t* bits = context.output<uint16_t>(0, bits_shape(g));
         int64_t* begin = context.output<int64_t>(1, {num_planes(g) + 1});
         const Kernels& k = kernels();
@@ -204,6 +204,31 @@ struct RestoreActivationHalf : Restore<uint16_t> {
     using Restore::Restore;
 };
 
+// What SaveActivation and RestoreActivation do together, for a tensor that does not wait.
+struct PruneActivation {
+    static constexpr const char* name = "PruneActivation";
+    static constexpr const auto& inputs = SAVE_INPUTS;
+    static constexpr Port outputs[] = {{"y", F32}, {"used", F32}};
+
+    explicit PruneActivation(const Attributes& a) : in_halo(a.integer("in_halo", 0)) {}
+
+    void compute(Context& context) {
+        const Tensor x = context.input(0);
+        const Blocked g = blocked_of(x, in_halo);
+        const float threshold = threshold_of(context, x, g, examples_of(context.input(1), g.blocks));
+        float* y = context.output(0, x.shape);
+        if (float* used = context.output(1, {})) *used = threshold;
+        const Kernels& k = kernels();
+        const int64_t plane = g.plane;
+        each_plane(context, g,
+                   [&](int64_t p) { k.prune(x.as<float>(), threshold, y, p * plane, (p + 1) * plane); });
+    }
+
+    static void infer(ShapeContext& s) { s.set(1, {}); }
+
+    int64_t in_halo;
+};
+
 // Of an output of ReLU, which has nothing below zero.
 struct SaveSigns {
     static constexpr const char* name = "SaveSigns";
@@ -294,14 +319,9 @@ struct RestoreHalf {
 }  // namespace
 
 std::vector<const OrtCustomOp*> saved_ops() {
-    return {custom_op<SaveActivation>(),
-            custom_op<SaveActivationHalf>(),
-            custom_op<SaveSigns>(),
-            custom_op<RestoreActivation>(),
-            custom_op<RestoreActivationHalf>(),
-            custom_op<RestoreSigns>(),
-            custom_op<SaveHalf>(),
-            custom_op<RestoreHalf>()};
+    return {custom_op<SaveActivation>(),    custom_op<SaveActivationHalf>(),    custom_op<SaveSigns>(),
+            custom_op<RestoreActivation>(), custom_op<RestoreActivationHalf>(), custom_op<RestoreSigns>(),
+            custom_op<SaveHalf>(),          custom_op<RestoreHalf>(),           custom_op<PruneActivation>()};
 }
 
 }  // namespace sparsefleet

@@ -53,7 +53,8 @@ def pack(folder: Path) -> bytes:
     """
     fields = json.loads((folder / MANIFEST).read_bytes())
     fields["versions"] = {}
-    fields["files"] = {STEP: fields["files"][STEP]}
+    for part in ("files", "memory"):
+        fields[part] = {STEP: fields[part][STEP]}
     manifest = json.dumps(fields, indent=1, sort_keys=True).encode()
     return manifest + b"\0" + (folder / STEP).read_bytes()
 

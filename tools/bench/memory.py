@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from device_profiles.memory import peak_rss_bytes
+from edge_client.memory import plan
 from protocol import artifact as artifacts
 from protocol.artifact import MANIFEST
 from protocol.errors import SparsefleetError
@@ -48,9 +49,10 @@ def measure(
 def of_client(
     subject: Subject, model: SparseVector, batch_size: int, threads: int, python: str = sys.executable
 ) -> dict[str, Any]:
-    """Train a sparse model in a fresh process; return what it says of itself.
+    """Train a sparse model in a fresh process; return what it says of itself, and what was planned.
 
     peak_rss_bytes: at the end.  idle_rss_bytes: before the graph was opened, everything imported.
+    planned_rss_bytes: by edge_client/memory.py; null where the artifact does not say.
 
     Raises:
         SparsefleetError: the process failed; its last words are in the text.
@@ -65,7 +67,8 @@ def of_client(
     if done.returncode:
         raise SparsefleetError(f"training {subject.manifest.model} for its memory failed: {done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    planned = plan(subject.manifest, model.mask.nnz, batch_size, num_examples=batch_size)
+    return {**found, "planned_rss_bytes": planned.peak_bytes if planned else None}
 
 
 def train(folder: Path, received: Path, batch_size: int, threads: int) -> dict[str, Any]:
@@ -91,10 +94,11 @@ def train(folder: Path, received: Path, batch_size: int, threads: int) -> dict[s
 
 def line(found: dict[str, Any]) -> str:
     """One measurement for people."""
+    planned = found["planned_rss_bytes"]
     return (
         f"{found['model']} batch {found['batch']}, {found['masks']} density {found['density']:g}: "
         f"peak {found['peak_rss_bytes'] / 1e6:.0f} MB, {found['idle_rss_bytes'] / 1e6:.0f} MB of it before the graph "
-        f"is open ({found['runtime']})"
+        f"is open; planned {f'{planned / 1e6:.0f} MB' if planned else 'not known'} ({found['runtime']})"
     )
 
 

@@ -90,6 +90,7 @@ const Kernels SPARSEFLEET_TABLE = {
     stream_read,
     stream_scale,
     kept_bits,
+    prune,
     save_values<float>,
     save_values<uint16_t>,
     restore_values<float>,

@@ -37,6 +37,7 @@ OUTPUTS = {
     "SoftmaxCrossEntropy": ["loss", "log_prob"],
     "SaveActivation": ["bits", "begin", "values", "used"],
     "SaveActivationHalf": ["bits", "begin", "values", "used"],
+    "PruneActivation": ["y", "used"],
     "SaveSigns": ["bits"],
     "SaveHalf": ["halves"],
 }

@@ -5,7 +5,7 @@ import pytest
 
 from edge_client.kernels import reference
 
-SHAPES = [(1, 3, 5, 4), (7, 2, 3, 3), (16, 4, 8, 8), (33, 5, 1, 1), (40, 3, 6, 7)]
+SHAPES = [(1, 3, 5, 4), (7, 2, 3, 3), (16, 4, 8, 8), (33, 5, 1, 1), (40, 3, 6, 7), (17, 2, 2, 70)]
 
 
 def activation(rng, shape, halo, zeros=0.5):
@@ -45,6 +45,21 @@ def test_an_activation_is_saved_and_restored(shape, halo, keep, threads, run_op,
             reference.examples(y, halo)[: shape[0]], reference.examples(x, halo)[: shape[0]]
         )
         assert not reference.examples(y, halo)[shape[0] :].any()
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.2])
+@pytest.mark.parametrize("halo", [0, 2])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pruning_is_saving_and_restoring(shape, halo, keep, run_op, rng):
+    x, count = activation(rng, shape, halo)
+    y, used = run_op("PruneActivation", x, count, *scalars(keep), in_halo=halo, threads=2)
+    saved = run_op("SaveActivation", x, count, *scalars(keep), in_halo=halo)
+    restored = run_op("RestoreActivation", *saved[:3], out_halo=halo)[0]
+    valid = slice(shape[0])  # What becomes of padding lanes does not matter: their gradients are zero.
+    np.testing.assert_array_equal(
+        reference.examples(y, halo)[valid], reference.examples(restored, halo)[valid]
+    )
+    assert used == saved[3]
 
 
 def test_a_given_threshold_is_used_and_ties_are_kept(run_op, rng):
