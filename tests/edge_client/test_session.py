@@ -25,9 +25,9 @@ def examples() -> Examples:
     return Examples(rng.standard_normal((160, 1, 8, 8)).astype(np.float32), rng.integers(0, 10, 160))
 
 
-def trainer(folder, examples: Examples, training: Training = TRAINING, seed: int = 0):
+def trainer(folder, examples: Examples, training: Training = TRAINING, seed: int = 0, threads: int = 1):
     manifest = artifacts.read(folder)
-    runtime = open_runtime(PORTABLE, manifest, folder, library_path(), threads=1)
+    runtime = open_runtime(PORTABLE, manifest, folder, library_path(), threads)
     made = Trainer(manifest, runtime, examples, training, generator(seed, "a", 1))
     flat = artifacts.weights((folder / artifacts.INITIAL).read_bytes(), manifest.layout)
     return made, manifest.layout, flat
@@ -70,6 +70,15 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(artifact, exampl
         results.append(made.fit(SparseVector.of(flat, Mask.full(layout.size))).values.tobytes())
     assert results[0] == results[1]
     assert results[0] != results[2]
+
+
+def test_training_gives_the_same_bits_for_any_number_of_threads(artifact, examples):
+    results = set()
+    for threads in (1, 2, 3, 5, 8):
+        made, layout, flat = trainer(artifact("cnn"), examples, threads=threads)
+        mask = parity.random_mask(layout, 0.3, np.random.default_rng(3))
+        results.add(made.fit(SparseVector.of(flat, mask)).values.tobytes())
+    assert len(results) == 1
 
 
 def test_a_gradient_says_nothing_about_statistics(artifact, examples):
