@@ -45,8 +45,8 @@ void over_entries(Context& context, size_t count, const Function& fn) {
 // Scratch of one float per entry. Never of size 0, and not initialised.
 std::unique_ptr<float[]> per_entry(size_t count) { return std::unique_ptr<float[]>(new float[count + 1]); }
 
-void run_spmm(Context& context, const Pass& pass, const float* values, const float* bias, const float* x,
-              float* y) {
+void run_spmm(Context& context, const Pass& pass, int64_t blocks, const float* values, const float* bias,
+              const float* x, float* y) {
     const Kernels& k = kernels();
     const std::vector<int32_t>& order = pass.matrix.order;
     std::unique_ptr<float[]> ordered;
@@ -58,8 +58,9 @@ void run_spmm(Context& context, const Pass& pass, const float* values, const flo
         });
         values = ordered.get();
     }
+    const Tiling tiling = pass.tiling_of(blocks);
     const Spmm call{pass.matrix.view(),
-                    pass.tiling,
+                    tiling,
                     values,
                     bias,
                     x + pass.source_base,
@@ -67,16 +68,17 @@ void run_spmm(Context& context, const Pass& pass, const float* values, const flo
                     y + pass.target_base,
                     pass.target_stride,
                     pass.target_row};
-    context.parallel(pass.num_chunks(), [&](int64_t chunk) { k.spmm(call, chunk); });
+    context.parallel(tiling.tile_groups * tiling.row_groups, [&](int64_t chunk) { k.spmm(call, chunk); });
 }
 
-void weight_gradient(Context& context, const Pass& pass, const float* x, const float* dy, float* d_values) {
+void weight_gradient(Context& context, const Pass& pass, int64_t blocks, const float* x, const float* dy, float* d_values) {
     const Kernels& k = kernels();
     const size_t entries = pass.matrix.offset.size();
-    const size_t tile_groups = static_cast<size_t>(pass.tiling.tile_groups);
+    const Tiling tiling = pass.tiling_of(blocks);
+    const size_t tile_groups = static_cast<size_t>(tiling.tile_groups);
     const auto partial = per_entry(entries * tile_groups);
     const Sddmm call{pass.matrix.view(),
-                     pass.tiling,
+                     tiling,
                      x + pass.source_base,
                      pass.source_stride,
                      dy + pass.target_base,
@@ -84,7 +86,7 @@ void weight_gradient(Context& context, const Pass& pass, const float* x, const f
                      pass.target_row,
                      partial.get(),
                      static_cast<int64_t>(entries)};
-    context.parallel(pass.num_chunks(), [&](int64_t chunk) { k.sddmm(call, chunk); });
+    context.parallel(tiling.tile_groups * tiling.row_groups, [&](int64_t chunk) { k.sddmm(call, chunk); });
     over_entries(context, entries, [&](size_t begin, size_t end) {
         std::fill(d_values + begin, d_values + end, 0.0f);
         for (size_t group = 0; group < tile_groups; group++) {
@@ -107,7 +109,7 @@ void forward(Context& context, PlanCache& cache, const ConvGeometry& g, bool has
     float* y = context.output(0, shape_of(g.y));
     if (y == nullptr) return;
     if (clear_halo) zero_halos(context, y, g.y);
-    run_spmm(context, plan->passes[0], w.values, bias, x.as<float>(), y);
+    run_spmm(context, plan->passes[0], g.x.blocks, w.values, bias, x.as<float>(), y);
 }
 
 // Inputs dy, x, values, indices; outputs dx, dvalues, dbias, each only if somebody wants it.
@@ -124,11 +126,11 @@ void backward(Context& context, PlanCache& cache, ConvGeometry g, bool clear_hal
     if (dx != nullptr) {
         if (clear_halo) zero_halos(context, dx, g.x);
         for (const Pass& pass : plan->passes) {
-            run_spmm(context, pass, w.values, nullptr, dy.as<float>(), dx);
+            run_spmm(context, pass, g.x.blocks, w.values, nullptr, dy.as<float>(), dx);
         }
     }
     if (d_values != nullptr) {
-        weight_gradient(context, plan->weight_gradient, x.as<float>(), dy.as<float>(), d_values);
+        weight_gradient(context, plan->weight_gradient, g.x.blocks, x.as<float>(), dy.as<float>(), d_values);
     }
     if (d_bias != nullptr) {
         context.parallel(g.y.channels, [&](int64_t channel) {

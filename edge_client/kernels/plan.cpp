@@ -89,11 +89,11 @@ int64_t lay_out(Pass& pass, const Grid& grid, int64_t reach_h, int64_t reach_w, 
     const bool is_wide = step <= 2 && grid.target_stride.wide <= 2 * LANES;  // see spmm_tile_of
     const Tiling upright = choose_tiling(grid.extent, is_wide, pixels_max);
     const Tiling across = choose_tiling(swapped(grid.extent), is_wide, pixels_max);
-    const bool is_across = tiles_of(across) < tiles_of(upright);
-    pass.tiling = is_across ? across : upright;
-    pass.source_stride = is_across ? swapped(grid.source_stride) : grid.source_stride;
-    pass.target_stride = is_across ? swapped(grid.target_stride) : grid.target_stride;
-    const int64_t tall = is_across ? pass.tiling.tall * reach_h : (pass.tiling.tall - 1) * step + reach_h;
+    pass.is_across = tiles_of(across) < tiles_of(upright);
+    pass.tiling = pass.is_across ? across : upright;
+    pass.source_stride = pass.is_across ? swapped(grid.source_stride) : grid.source_stride;
+    pass.target_stride = pass.is_across ? swapped(grid.target_stride) : grid.target_stride;
+    const int64_t tall = pass.is_across ? pass.tiling.tall * reach_h : (pass.tiling.tall - 1) * step + reach_h;
     const int64_t wide = (pass.tiling.wide - 1) * step + reach_w;
     const int64_t bytes = tall * wide * LANES * static_cast<int64_t>(sizeof(float));
     return std::max<int64_t>(1, TILE_BYTES_MAX / bytes);
@@ -253,6 +253,14 @@ Pass input_gradient_pass(const ConvGeometry& g, const int32_t* indices, int64_t 
 }
 
 }  // namespace
+
+Tiling Pass::tiling_of(int64_t blocks) const {
+    Tiling t = tiling;
+    (is_across ? t.extent.tall : t.extent.outer) = blocks;
+    t.bands = ceil_div(t.extent.tall, t.tall);
+    t.tile_groups = std::min(t.tile_groups, tiles_of(t));
+    return t;
+}
 
 Plan forward_plan(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
     check_indices(g, indices, nnz);

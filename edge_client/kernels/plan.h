@@ -39,16 +39,17 @@ struct SparseMatrix {
 // One call of spmm or sddmm, less its buffers. Bases are offsets of the pixel (0, 0, 0).
 struct Pass {
     SparseMatrix matrix;
-    Tiling tiling;
+    Tiling tiling;           // for the blocks of the geometry that the plan was made for
+    bool is_across = false;  // tiles extend over blocks and columns, instead of rows and columns
     Triple source_stride, target_stride;  // source: what offsets point into; target: y, or dy for sddmm
     int64_t source_base = 0, target_base = 0;
     int64_t target_row = 0;  // floats from one row of the matrix to the next in the target
 
-    int64_t num_chunks() const { return tiling.tile_groups * tiling.row_groups; }
+    Tiling tiling_of(int64_t blocks) const;  // for as many blocks or fewer
 };
 
 struct Plan {
-    ConvGeometry geometry;         // what it was made for
+    ConvGeometry geometry;         // what it was made for; fewer blocks will do
     std::vector<int32_t> indices;  // an exact copy: comparing it costs 0.1 ns per weight
     std::vector<Pass> passes;      // forward: one; input gradient: one per parity class of the stride
     Pass weight_gradient;          // gradient only
@@ -59,8 +60,9 @@ struct Plan {
 Plan forward_plan(const ConvGeometry& geometry, const int32_t* indices, int64_t nnz);
 Plan backward_plan(const ConvGeometry& geometry, const int32_t* indices, int64_t nnz);
 
-// The last plan of a kernel instance. get() may be called from several threads; a plan that is in
-// use stays alive when another thread replaces it.
+// The last plan of a kernel instance. It also serves fewer blocks than it was made for: the ragged
+// last batch of an epoch must not make all plans anew, twice. get() may be called from several
+// threads; a plan that is in use stays alive when another thread replaces it.
 class PlanCache {
   public:
     template <class Build>
@@ -76,7 +78,10 @@ class PlanCache {
 
   private:
     static bool matches(const Plan& plan, const ConvGeometry& geometry, const int32_t* indices, int64_t nnz) {
-        return std::memcmp(&plan.geometry, &geometry, sizeof geometry) == 0 &&
+        ConvGeometry with_its_blocks = geometry;
+        with_its_blocks.x.blocks = with_its_blocks.y.blocks = plan.geometry.x.blocks;
+        return geometry.x.blocks <= plan.geometry.x.blocks &&
+               std::memcmp(&plan.geometry, &with_its_blocks, sizeof geometry) == 0 &&
                plan.indices.size() == static_cast<size_t>(nnz) &&
                (nnz == 0 ||
                 std::memcmp(plan.indices.data(), indices, plan.indices.size() * sizeof(int32_t)) == 0);

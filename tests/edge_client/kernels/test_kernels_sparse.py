@@ -370,3 +370,31 @@ def test_any_grouped_convolution_agrees_with_the_reference(
     actual = run_op("SparseConvGrad", *backward, threads=threads, **case.attributes)
     for a, b in zip(actual, reference.sparse_conv_grad(*backward, **case.attributes), strict=True):
         close(a, b)
+
+
+@pytest.mark.parametrize("geometry", ["3x3", "one pixel", "many channels", "3x3 stride 3"])
+def test_a_plan_serves_fewer_blocks_and_is_made_anew_for_more(geometry, make_node, rng):
+    """Batches of 64, 7, 64, 80 and 0 on one kernel instance, each against the reference."""
+    _, *rest = GEOMETRIES[geometry]
+    cases = {n: Case((n, *rest), 0.3, rng) for n in (64, 7, 80)}
+    first = cases[64]
+
+    def operands(case):
+        return case.x, first.values, None, first.indices
+
+    def gradient_operands(case):
+        return case.dy, case.x, first.values, first.indices
+
+    forward = make_node("SparseConv", operands(first), **first.attributes)
+    backward = make_node("SparseConvGrad", gradient_operands(first), **first.attributes)
+    for n in (64, 7, 64, 80):
+        case = cases[n]
+        (y,) = forward(*operands(case))
+        np.testing.assert_allclose(
+            y, reference.sparse_conv(*operands(case), **first.attributes), rtol=1e-4, atol=1e-4
+        )
+        expected = reference.sparse_conv_grad(*gradient_operands(case), **first.attributes)
+        for a, b in zip(backward(*gradient_operands(case)), expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+    (y,) = forward(first.x[:0], *operands(first)[1:])
+    assert y.shape[0] == 0
