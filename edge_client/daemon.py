@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from device_profiles.memory import available_bytes, peak_rss_bytes
+from edge_client import break_even
 from edge_client.config import ClientConfig
 from edge_client.energy.meter import Meter
 from edge_client.link import Link, Superseded
@@ -27,7 +28,6 @@ from edge_client.runtime import (
     Runtime,
     files_of,
     installed_package,
-    kernel_isa,
     open_runtime,
 )
 from edge_client.session import Trainer, generator
@@ -67,13 +67,14 @@ class Daemon:
 
         Raises:
             RuntimeMissing: it is missing or unusable.
+            DataError: the state folder's calibration is damaged.
         """
         self._config, self._link, self._meter = config, link, meter
         self._library, self._threads, self._profile = library, threads, profile
         self._budget_mb = budget_mb
         self._data = Path(config.data)
         self._num_examples = num_examples
-        self._kernels = kernel_isa(library)
+        self._kernels = break_even.apply(library, Path(config.state))
         self._spool, self._session = spool, session
         self._examples: Examples | None = None
         self._runtime: tuple[str, Runtime] | None = None

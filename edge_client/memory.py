@@ -32,9 +32,12 @@ WEIGHT_BYTES = {
     "received: encoded body": 6,
     "runtime: value, gradient, index within its tensor": 12,
     "optimizer: velocity": 4,
+    "trained: value (before that, values in a plan's order, one layer at a time)": 4,
+}
+# The same where not all weights are stored; a layer that runs dense keeps less.
+MASKED_WEIGHT_BYTES = {
     "plan of the forward op: index, offset, order, visits": 13,
     "plan of the gradient op: index, twice offset, order, visits": 18,
-    "trained: value (before that, values in a plan's order, one layer at a time)": 4,
 }
 
 
@@ -69,10 +72,13 @@ def plan(
     found = manifest.memory.get(graph)
     if found is None:
         return None
+    each = sum(WEIGHT_BYTES.values())
+    if nnz < manifest.layout.size:
+        each += sum(MASKED_WEIGHT_BYTES.values())
     return Plan(
         process_bytes=PROCESS_BYTES,
         session_bytes=SESSION_BYTES + NODE_BYTES * found.num_nodes,
-        weight_bytes=nnz * sum(WEIGHT_BYTES.values()),
+        weight_bytes=nnz * each,
         activation_bytes=math.ceil(ACTIVATION_MARGIN * found.activations(batch_size)),
         example_bytes=4 * math.prod(manifest.input_shape) * (num_examples + batch_size),
     )

@@ -1,4 +1,5 @@
-// Chooses the kernels for this machine, once.
+// Chooses the kernels for this machine, once, and between sparse and dense ones.
+#include <atomic>
 #include <cstdlib>
 #include <string>
 #include <vector>
@@ -44,6 +45,8 @@ const Kernels& choose() {
     throw OpError(std::string("SPARSEFLEET_ISA=") + wanted + " is not available here; available: " + names);
 }
 
+std::atomic<double> calibrated{0.0};  // 0: not set
+
 }  // namespace
 
 const Kernels& kernels() {
@@ -51,4 +54,21 @@ const Kernels& kernels() {
     return chosen;
 }
 
+double dense_from() {
+    const double density = calibrated;
+    return density > 0.0 ? density : kernels().dense_from;
+}
+
 }  // namespace sparsefleet
+
+// The density from which on layers run dense; 0 if SPARSEFLEET_ISA names what is not available.
+SPARSEFLEET_EXPORT double sparsefleet_dense_from() {
+    try {
+        return sparsefleet::dense_from();
+    } catch (const sparsefleet::OpError&) {
+        return 0.0;
+    }
+}
+
+// For the whole process, from the next call of an op on. Above 1: never dense; 0: back to the default.
+SPARSEFLEET_EXPORT void sparsefleet_set_dense_from(double density) { sparsefleet::calibrated = density; }

@@ -89,6 +89,39 @@ struct Sddmm {
     int64_t entries;
 };
 
+// y[pixel, row] = bias[row] + sum over taps of value[row * row_step + place[tap]] * x[pixel + offset[tap]]:
+// the product with a matrix that stores every entry. Tiles of the tiling are single pixels; chunks as
+// in Spmm.
+struct Dense {
+    Tiling tiling;
+    int64_t rows, taps;
+    int64_t tap_block;  // so many taps of a tile's pixels fit L1
+    const int32_t* offset;
+    const int32_t* place;
+    const float* value;
+    int64_t row_step;
+    const float* bias;
+    const float* x;
+    Triple x_stride;
+    float* y;
+    Triple y_stride;
+    int64_t y_row;
+};
+
+// d_value[row, tap] = sum over pixels and lanes of dy[pixel, row] * x[pixel + offset[tap]]. A row group
+// overwrites its rows.
+struct DenseGrad {
+    Triple extent;
+    int64_t rows, taps, row_groups;
+    const int32_t* offset;
+    const float* x;
+    Triple x_stride;
+    const float* dy;
+    Triple dy_stride;
+    int64_t dy_row;
+    float* d_value;
+};
+
 // Where a value of one example lies in a plain tensor, in floats: [C, H, W] has (H * W, 1), tokens [T, D]
 // have (1, D).
 struct PlainStrides {
@@ -169,9 +202,13 @@ struct Kernels {
     const char* isa;       // "avx512", "avx2", "baseline" or "neon"
     int64_t spmm_pixels;   // largest tile area of spmm: what keeps its accumulators in registers
     int64_t sddmm_pixels;  // the same for sddmm
+    int64_t dense_pixels;  // the same for dense
+    double dense_from;     // a layer of so high a density usually runs faster dense
 
     void (*spmm)(const Spmm&, int64_t chunk);
     void (*sddmm)(const Sddmm&, int64_t chunk);
+    void (*dense)(const Dense&, int64_t chunk);
+    void (*dense_grad)(const DenseGrad&, int64_t row_group);
     // Sum of dy over pixels, lanes and blocks.
     float (*channel_sum)(const float* dy, const Blocked&, int64_t channel);
     // Write zeros to the halo of a plane.
@@ -278,10 +315,16 @@ struct Kernels {
     void (*restore_halves)(const uint16_t* halves, float* y, const Blocked&, int64_t plane);
 };
 
+// Pixels that dense() takes together; fewer than that are not shared out.
+constexpr int64_t DENSE_STRETCH = 96;
+constexpr int64_t DENSE_GRAD_PIXELS = 128;
 constexpr int64_t ROOFLINE_SUMS = 32 * LANES;
 
 // The fastest table that this machine can run, or the one that SPARSEFLEET_ISA names. Chosen once,
 // at the first call. Throws OpError if SPARSEFLEET_ISA names one that is not available here.
 const Kernels& kernels();
+
+// From which density on a layer runs dense here: sparsefleet_set_dense_from's, else the table's.
+double dense_from();
 
 }  // namespace sparsefleet

@@ -1,8 +1,6 @@
-// SparseConv and SparseGemm with their gradients: checks, plans, and the order of the passes.
-#include <algorithm>
-
+// SparseConv and SparseGemm with their gradients: what they check, and in which order they do what.
 #include "ops.h"
-#include "plan.h"
+#include "passes.h"
 #include "shapes.h"
 
 namespace sparsefleet {
@@ -10,12 +8,6 @@ namespace {
 
 constexpr ElementType F32 = ElementType::FLOAT;
 constexpr ElementType I32 = ElementType::INT32;
-
-struct Weights {
-    const float* values;
-    const int32_t* indices;
-    int64_t nnz;
-};
 
 Weights weights_of(const Tensor& values, const Tensor& indices) {
     require(values.shape.size() == 1, "values has shape " + to_string(values.shape) + ", expected [nnz]");
@@ -32,70 +24,6 @@ void zero_halos(Context& context, float* y, const Blocked& g) {
     });
 }
 
-// Run fn(begin, end) over [0, count) in pieces that are worth a hand-over.
-template <class Function>
-void over_entries(Context& context, size_t count, const Function& fn) {
-    constexpr size_t PIECE = 16 * 1024;
-    context.parallel(static_cast<int64_t>((count + PIECE - 1) / PIECE), [&](int64_t piece) {
-        const size_t begin = static_cast<size_t>(piece) * PIECE;
-        fn(begin, std::min(begin + PIECE, count));
-    });
-}
-
-// Scratch of one float per entry. Never of size 0, and not initialised.
-std::unique_ptr<float[]> per_entry(size_t count) { return std::unique_ptr<float[]>(new float[count + 1]); }
-
-void run_spmm(Context& context, const Pass& pass, int64_t blocks, const float* values, const float* bias,
-              const float* x, float* y) {
-    const Kernels& k = kernels();
-    const std::vector<int32_t>& order = pass.matrix.order;
-    std::unique_ptr<float[]> ordered;
-    if (!order.empty()) {
-        // The values change with every step, so they are put into this pass's order every time.
-        ordered = per_entry(order.size());
-        over_entries(context, order.size(), [&](size_t begin, size_t end) {
-            for (size_t i = begin; i < end; i++) ordered[i] = values[order[i]];
-        });
-        values = ordered.get();
-    }
-    const Tiling tiling = pass.tiling_of(blocks);
-    const Spmm call{pass.matrix.view(),
-                    tiling,
-                    values,
-                    bias,
-                    x + pass.source_base,
-                    pass.source_stride,
-                    y + pass.target_base,
-                    pass.target_stride,
-                    pass.target_row};
-    context.parallel(tiling.tile_groups * tiling.row_groups, [&](int64_t chunk) { k.spmm(call, chunk); });
-}
-
-void weight_gradient(Context& context, const Pass& pass, int64_t blocks, const float* x, const float* dy, float* d_values) {
-    const Kernels& k = kernels();
-    const size_t entries = pass.matrix.offset.size();
-    const Tiling tiling = pass.tiling_of(blocks);
-    const size_t tile_groups = static_cast<size_t>(tiling.tile_groups);
-    const auto partial = per_entry(entries * tile_groups);
-    const Sddmm call{pass.matrix.view(),
-                     tiling,
-                     x + pass.source_base,
-                     pass.source_stride,
-                     dy + pass.target_base,
-                     pass.target_stride,
-                     pass.target_row,
-                     partial.get(),
-                     static_cast<int64_t>(entries)};
-    context.parallel(tiling.tile_groups * tiling.row_groups, [&](int64_t chunk) { k.sddmm(call, chunk); });
-    over_entries(context, entries, [&](size_t begin, size_t end) {
-        std::fill(d_values + begin, d_values + end, 0.0f);
-        for (size_t group = 0; group < tile_groups; group++) {
-            const float* from = partial.get() + group * entries;
-            for (size_t i = begin; i < end; i++) d_values[i] += from[i];
-        }
-    });
-}
-
 void forward(Context& context, PlanCache& cache, const ConvGeometry& g, bool has_bias, bool clear_halo) {
     const Weights w = weights_of(context.input(1), context.input(has_bias ? 3 : 2));
     const float* bias = nullptr;
@@ -109,7 +37,7 @@ void forward(Context& context, PlanCache& cache, const ConvGeometry& g, bool has
     float* y = context.output(0, shape_of(g.y));
     if (y == nullptr) return;
     if (clear_halo) zero_halos(context, y, g.y);
-    run_spmm(context, plan->passes[0], g.x.blocks, w.values, bias, x.as<float>(), y);
+    multiply(context, *plan, g.x.blocks, w.values, bias, x.as<float>(), y);
 }
 
 // Inputs dy, x, values, indices; outputs dx, dvalues, dbias, each only if somebody wants it.
@@ -125,12 +53,10 @@ void backward(Context& context, PlanCache& cache, ConvGeometry g, bool clear_hal
     const auto plan = cache.get(g, w.indices, w.nnz, backward_plan);
     if (dx != nullptr) {
         if (clear_halo) zero_halos(context, dx, g.x);
-        for (const Pass& pass : plan->passes) {
-            run_spmm(context, pass, g.x.blocks, w.values, nullptr, dy.as<float>(), dx);
-        }
+        multiply(context, *plan, g.x.blocks, w.values, nullptr, dy.as<float>(), dx);
     }
     if (d_values != nullptr) {
-        weight_gradient(context, plan->weight_gradient, g.x.blocks, x.as<float>(), dy.as<float>(), d_values);
+        weight_gradient(context, *plan, g.x.blocks, x.as<float>(), dy.as<float>(), d_values);
     }
     if (d_bias != nullptr) {
         context.parallel(g.y.channels, [&](int64_t channel) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "windows.h"
+
 namespace sparsefleet {
 namespace {
 
@@ -13,8 +15,6 @@ constexpr int64_t ENTRIES_PER_SEGMENT_MIN = 16;
 // of threads; few, because every group of rows loads the tiles of x again.
 constexpr int64_t CHUNKS_WANTED = 8;
 constexpr int64_t ROWS_PER_CHUNK_MIN = 8;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // A stored weight, taken apart.
 struct Tap {
@@ -29,7 +29,7 @@ Tap tap_of(const ConvGeometry& g, int32_t index) {
 }
 
 void check_indices(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
-    const int64_t size = g.y.channels * (g.x.channels / g.group) * g.kernel_h * g.kernel_w;
+    const int64_t size = g.weight_size();
     require(size <= INT32_MAX, "the weight has 2^31 elements or more");
     int64_t previous = -1;
     for (int64_t i = 0; i < nnz; i++) {
@@ -72,13 +72,6 @@ Tiling choose_tiling(const Triple& extent, bool is_wide, int64_t pixels_max) {
 }
 
 int64_t tiles_of(const Tiling& t) { return t.extent.outer * t.bands * t.stripes; }
-
-// How the pixels of a pass lie in source and target, in both readings: tiles over rows and columns
-// of one map, or, where maps are smaller than a tile, over blocks and columns.
-struct Grid {
-    Triple extent;  // blocks, rows, columns
-    Triple source_stride, target_stride;
-};
 
 Triple swapped(const Triple& t) { return {t.tall, t.outer, t.wide}; }
 
@@ -186,26 +179,6 @@ void build_by_output(Pass& pass, const ConvGeometry& g, const int32_t* indices, 
           });
 }
 
-Grid forward_grid(const ConvGeometry& g) {
-    return {{g.y.blocks, g.y.height, g.y.width},
-            {g.x.block, g.stride * g.x.row, g.stride * LANES},
-            {g.y.block, g.y.row, LANES}};
-}
-
-// Where the window of the output pixel (0, 0) begins in a block of x; inside it, as halo >= pad.
-int64_t window_base(const ConvGeometry& g) { return g.x.origin - g.pad * (g.x.row + LANES); }
-
-// Along one axis, the input pixel i = stride * u + phase meets tap r at the output u + shift, where
-// shift = (phase + pad - r) / stride, if that divides. So every tap belongs to one phase.
-struct Axis {
-    int64_t phase, shift;
-};
-
-Axis axis_of(int64_t r, int64_t stride, int64_t pad) {
-    const int64_t phase = ((r - pad) % stride + stride) % stride;
-    return {phase, (phase + pad - r) / stride};
-}
-
 // The outputs that the input gradient reads must lie in dy or its halo, for any mask.
 void check_halo(int64_t input, int64_t output, int64_t kernel, const ConvGeometry& g, const char* name) {
     for (int64_t r = 0; r < kernel; r++) {
@@ -223,15 +196,10 @@ void check_halo(int64_t input, int64_t output, int64_t kernel, const ConvGeometr
 Pass input_gradient_pass(const ConvGeometry& g, const int32_t* indices, int64_t nnz, int64_t phase_h,
                          int64_t phase_w) {
     Pass pass;
-    const Grid grid = {
-        {g.x.blocks, ceil_div(g.x.height - phase_h, g.stride), ceil_div(g.x.width - phase_w, g.stride)},
-        {g.y.block, g.y.row, LANES},
-        {g.x.block, g.stride * g.x.row, g.stride * LANES}};
-    const int64_t fitting = lay_out(pass, grid, ceil_div(g.kernel_h, g.stride),
-                                    ceil_div(g.kernel_w, g.stride), kernels().spmm_pixels);
-    pass.source_base = g.y.origin;
-    pass.target_base = g.x.origin + phase_h * g.x.row + phase_w * LANES;
-    pass.target_row = g.x.plane;
+    const int64_t fitting = lay_out(pass, input_gradient_grid(g, phase_h, phase_w),
+                                    ceil_div(g.kernel_h, g.stride), ceil_div(g.kernel_w, g.stride),
+                                    kernels().spmm_pixels);
+    aim_input_gradient(pass, g, phase_h, phase_w);
 
     const auto each_tap = [&](const auto& visit) {
         for (int64_t i = 0; i < nnz; i++) {
@@ -252,6 +220,13 @@ Pass input_gradient_pass(const ConvGeometry& g, const int32_t* indices, int64_t 
     return pass;
 }
 
+Plan plan_without_passes(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
+    check_indices(g, indices, nnz);
+    Plan plan{g, nnz, {}, {}, {}, is_dense(g, nnz)};
+    if (!plan.is_full()) plan.indices.assign(indices, indices + nnz);
+    return plan;
+}
+
 }  // namespace
 
 Tiling Pass::tiling_of(int64_t blocks) const {
@@ -263,37 +238,41 @@ Tiling Pass::tiling_of(int64_t blocks) const {
 }
 
 Plan forward_plan(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
-    check_indices(g, indices, nnz);
-    Pass pass;
+    Plan plan = plan_without_passes(g, indices, nnz);
+    if (plan.is_dense) {
+        plan.passes.push_back(dense_forward_pass(g));
+        return plan;
+    }
+    Pass& pass = plan.passes.emplace_back();
     const int64_t fitting = lay_out(pass, forward_grid(g), g.kernel_h, g.kernel_w, kernels().spmm_pixels);
-    pass.source_base = window_base(g);
-    pass.target_base = g.y.origin;
-    pass.target_row = g.y.plane;
+    aim_forward(pass, g);
     share_out(pass.tiling, g.y.channels);
     // Copied into the order of the visits all the same: where values are far from the caches, a copy
     // waits for many of them at once, the kernel for one visit's after the other (3 % of a step).
     build_by_output(pass, g, indices, nnz, block_size(fitting, g.x.channels, g.y.channels, nnz), false);
-    return {g, {indices, indices + nnz}, {std::move(pass)}, {}};
+    return plan;
 }
 
 Plan backward_plan(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
-    check_indices(g, indices, nnz);
-    Plan plan{g, {indices, indices + nnz}, {}, {}};
+    Plan plan = plan_without_passes(g, indices, nnz);
     if (g.wants_dx != 0) {
         check_halo(g.x.height, g.y.height, g.kernel_h, g, "height");
         check_halo(g.x.width, g.y.width, g.kernel_w, g, "width");
         // A phase beyond the map has no pixels; a phase without taps still has zeros to write.
         for (int64_t h = 0; h < std::min(g.stride, g.x.height); h++) {
             for (int64_t w = 0; w < std::min(g.stride, g.x.width); w++) {
-                plan.passes.push_back(input_gradient_pass(g, indices, nnz, h, w));
+                plan.passes.push_back(plan.is_dense ? dense_input_gradient_pass(g, h, w)
+                                            : input_gradient_pass(g, indices, nnz, h, w));
             }
         }
     }
+    if (plan.is_dense) {
+        plan.weight_gradient = dense_forward_pass(g);
+        return plan;
+    }
     Pass& pass = plan.weight_gradient;
     const int64_t fitting = lay_out(pass, forward_grid(g), g.kernel_h, g.kernel_w, kernels().sddmm_pixels);
-    pass.source_base = window_base(g);
-    pass.target_base = g.y.origin;
-    pass.target_row = g.y.plane;
+    aim_forward(pass, g);
     share_out(pass.tiling, g.y.channels);
     build_by_output(pass, g, indices, nnz, block_size(fitting, g.x.channels, g.y.channels, nnz), true);
     return plan;

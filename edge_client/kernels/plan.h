@@ -21,6 +21,8 @@ struct ConvGeometry {
     int64_t kernel_h, kernel_w, stride, pad;
     int64_t wants_dx;   // gradient only: whether the transposed matrix is needed
     int64_t group = 1;  // output channels in this many groups, each of which reads its own input channels
+
+    int64_t weight_size() const { return y.channels * (x.channels / group) * kernel_h * kernel_w; }
 };
 
 // The owner of the arrays that a SparseRows borrows.
@@ -36,9 +38,23 @@ struct SparseMatrix {
     SparseRows view() const { return {col_blocks, first.data(), visits.data() + 1, offset.data()}; }
 };
 
-// One call of spmm or sddmm, less its buffers. Bases are offsets of the pixel (0, 0, 0).
+// What the rows of a matrix that stores all its entries have in common.
+struct DenseTaps {
+    int64_t rows = 0, row_step = 0, block = 1;  // see Dense
+    int64_t gradient_row_groups = 1;
+    std::vector<int32_t> offset, place;        // one per tap
+
+    void add(int64_t offset_of_tap, int64_t place_of_tap) {
+        offset.push_back(static_cast<int32_t>(offset_of_tap));
+        place.push_back(static_cast<int32_t>(place_of_tap));
+    }
+    int64_t count() const { return static_cast<int64_t>(offset.size()); }
+};
+
+// One call of spmm or sddmm, or of dense or dense_grad, less its buffers. Bases are offsets of the pixel (0, 0, 0).
 struct Pass {
-    SparseMatrix matrix;
+    SparseMatrix matrix;     // of a sparse pass
+    DenseTaps taps;          // of a dense one
     Tiling tiling;           // for the blocks of the geometry that the plan was made for
     bool is_across = false;  // tiles extend over blocks and columns, instead of rows and columns
     Triple source_stride, target_stride;  // source: what offsets point into; target: y, or dy for sddmm
@@ -48,17 +64,27 @@ struct Pass {
     Tiling tiling_of(int64_t blocks) const;  // for as many blocks or fewer
 };
 
+// Whether a layer with so many stored weights runs dense: the others count as zeros then.
+bool is_dense(const ConvGeometry& geometry, int64_t nnz);
+
 struct Plan {
     ConvGeometry geometry;         // what it was made for; fewer blocks will do
-    std::vector<int32_t> indices;  // an exact copy: comparing it costs 0.1 ns per weight
+    int64_t nnz;
+    std::vector<int32_t> indices;  // an exact copy, unless all weights are stored: that is one mask only
     std::vector<Pass> passes;      // forward: one; input gradient: one per parity class of the stride
     Pass weight_gradient;          // gradient only
+    bool is_dense;                 // all of its passes
+    bool is_full() const { return nnz == geometry.weight_size(); }
 };
 
 // All three throw OpError if the indices are not strictly increasing or out of range; backward_plan
 // also if the halo of dy is too small for the taps that reach beyond its border.
 Plan forward_plan(const ConvGeometry& geometry, const int32_t* indices, int64_t nnz);
 Plan backward_plan(const ConvGeometry& geometry, const int32_t* indices, int64_t nnz);
+
+// For any mask. Forward is the weight gradient, too.
+Pass dense_forward_pass(const ConvGeometry& geometry);
+Pass dense_input_gradient_pass(const ConvGeometry& geometry, int64_t phase_h, int64_t phase_w);
 
 // The last plan of a kernel instance. It also serves fewer blocks than it was made for: the ragged
 // last batch of an epoch must not make all plans anew, twice. get() may be called from several
@@ -82,8 +108,8 @@ class PlanCache {
         with_its_blocks.x.blocks = with_its_blocks.y.blocks = plan.geometry.x.blocks;
         return geometry.x.blocks <= plan.geometry.x.blocks &&
                std::memcmp(&plan.geometry, &with_its_blocks, sizeof geometry) == 0 &&
-               plan.indices.size() == static_cast<size_t>(nnz) &&
-               (nnz == 0 ||
+               plan.nnz == nnz && plan.is_dense == is_dense(plan.geometry, nnz) &&
+               (plan.indices.empty() ||
                 std::memcmp(plan.indices.data(), indices, plan.indices.size() * sizeof(int32_t)) == 0);
     }
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_client import break_even
+from edge_client.kernels import library_path
 from protocol.layout import PRUNABLE
 from protocol.sparse import Mask
-from tools.bench import graphs, layers, profile, rivals, subject, wire
+from tools.bench import calibrate, graphs, layers, profile, rivals, subject, wire
 from tools.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -214,3 +216,16 @@ def test_a_rival_trains(rival):
     step = rival(task)
     losses = [step() for _ in range(40)]
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.slow
+def test_a_calibration_is_kept_where_the_client_finds_it(tmp_path):
+    found = calibrate.measure(1, 0.1)
+    assert 0.4 <= found["dense_from"] <= 1.0
+    assert found["sparse_s"][-1] > found["sparse_s"][0]
+    calibrate.keep(tmp_path, found)
+    try:
+        assert break_even.apply(library_path(), tmp_path).endswith("(calibrated)")
+        assert break_even.current(library_path()) == found["dense_from"]
+    finally:
+        break_even.use(library_path(), 0.0)

@@ -36,6 +36,11 @@ PARTS = {
         "profile --model resnet18 --density 0.02",
         "model artifact batch density masks threads json",
     ),
+    "calibrate": (
+        "From which density on layers run faster dense here; for a client, with its --state.",
+        "calibrate --state state/pi-07",
+        "state threads seconds json",
+    ),
     "roofline": ("What one core of this machine can do at most.", "roofline", "json"),
     "memory": (
         "Peak memory of a client that trains each model.",
@@ -97,6 +102,7 @@ def _options() -> dict[str, dict[str, Any]]:
         },
         "only": {"default": "", "metavar": "TEXT", "help": "only rows whose name contains this"},
         "out": {"type": Path, "metavar": "FOLDER", "help": "write every figure into this folder"},
+        "state": {"type": Path, "metavar": "FOLDER", "help": "of the client that is to use the figure"},
         "json": {"action": "store_true", "help": "print one JSON object for each measurement"},
     }
 
@@ -196,6 +202,17 @@ def _profile(options: argparse.Namespace) -> int:
         _show(options, found, profile.lines(found))
 
     return _for_each(options, ("resnet18",), one)
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from tools.bench import calibrate
+
+    found = calibrate.measure(options.threads, options.seconds or 1.0)
+    text = calibrate.lines(found)
+    if options.state is not None:
+        text.append(f"kept in {calibrate.keep(options.state, found)}")
+    _show(options, found, text)
+    return 0
 
 
 def _roofline(options: argparse.Namespace) -> int:

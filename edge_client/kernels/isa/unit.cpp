@@ -3,6 +3,8 @@
 //     SPARSEFLEET_NAME   what that instruction set is called
 //     WIDTH              floats per register
 //     SPMM_PIXELS, SDDMM_PIXELS   tile areas whose sums and operands fit the registers
+//     DENSE_PIXELS, DENSE_ROWS, DENSE_GRAD_ROWS, DENSE_GRAD_TAPS   the same for tiles of dense and dense_grad
+//     DENSE_FROM         the density from which on a layer usually runs faster dense
 //
 // Everything but the table is in an unnamed namespace, and no header of the standard library that
 // defines functions is included: an inline function compiled here for AVX-512 and elsewhere for any
@@ -38,8 +40,9 @@ namespace {
 #include "pool.inc"
 #include "roofline.inc"
 #include "saved.inc"
-// spmm.inc first, for each_tile.
+// spmm.inc first, for each_tile and distance.
 #include "spmm.inc"
+#include "dense.inc"
 #include "sddmm.inc"
 
 }  // namespace
@@ -49,8 +52,12 @@ const Kernels SPARSEFLEET_TABLE = {
     SPARSEFLEET_NAME,
     SPMM_PIXELS,
     SDDMM_PIXELS,
+    DENSE_PIXELS,
+    DENSE_FROM,
     spmm,
     sddmm,
+    dense,
+    dense_grad,
     channel_sum,
     zero_halo,
     pack,

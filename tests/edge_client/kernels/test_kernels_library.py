@@ -50,6 +50,7 @@ def test_the_fastest_instruction_set_is_chosen():
     assert library().sparsefleet_isa().decode() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", SLOWER)
 @pytest.mark.skipif("SPARSEFLEET_ISA" in os.environ, reason="this is the child of such a run")
 def test_slower_instruction_sets_agree_with_the_reference_too(isa):

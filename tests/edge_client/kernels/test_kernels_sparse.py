@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from edge_client.kernels import reference
+from edge_client import break_even
+from edge_client.kernels import library_path, reference
 
 # name: examples, channels, height, width, out_channels, kernel_h, kernel_w, stride, pad, in_halo, out_halo and,
 # where it is not 1, group
@@ -37,6 +38,14 @@ GEOMETRIES = {
     "patches": (16, 3, 16, 16, 12, 4, 4, 4, 0, 0, 0),
 }
 DENSITIES = (0.0, 0.1, 1.0)
+
+
+@pytest.fixture(autouse=True, params=[break_even.NEVER, 1e-9], ids=["sparse", "dense"])
+def _kernels(request):
+    """Everything here holds for the sparse kernels and for the dense ones, at any density."""
+    break_even.use(library_path(), request.param)
+    yield
+    break_even.use(library_path(), 0.0)
 
 
 def a_mask(rng: np.random.Generator, size: int, density: float) -> np.ndarray[Any, Any]:

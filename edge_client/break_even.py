@@ -1,0 +1,79 @@
+"""From which density on a layer runs on the dense kernels: a library's guess, or this device's figure.
+
+The library decides layer by layer whenever a mask changes. It brings a guess for each instruction set;
+`sparsefleet bench calibrate --state FOLDER` measures, and the client with that state folder uses what
+was found. Not measured at every start, because sparse and dense kernels round differently: a density
+between two measurements would end in other bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from pathlib import Path
+
+import msgspec
+
+from edge_client.runtime import kernel_isa
+from protocol.durable import replace_file
+from protocol.errors import DataError
+
+FILE = "break-even.json"
+NEVER = 2.0  # Above every density: all layers run sparse.
+
+
+class BreakEven(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A device's figure, and what it was measured with."""
+
+    dense_from: float
+    isa: str
+    threads: int
+    model: str
+
+
+def current(library: Path) -> float:
+    """Return the density from which on layers run dense in this process."""
+    loaded = ctypes.CDLL(str(library))
+    loaded.sparsefleet_dense_from.restype = ctypes.c_double
+    return float(loaded.sparsefleet_dense_from())
+
+
+def use(library: Path, dense_from: float) -> None:
+    """Set it for this process, from the next step on; 0 is the library's own guess."""
+    loaded = ctypes.CDLL(str(library))
+    loaded.sparsefleet_set_dense_from.argtypes = [ctypes.c_double]
+    loaded.sparsefleet_set_dense_from(dense_from)
+
+
+def save(state: Path, found: BreakEven) -> Path:
+    """Keep a figure in a client's state folder; return where."""
+    state.mkdir(parents=True, exist_ok=True)
+    path = state / FILE
+    replace_file(path, msgspec.json.format(msgspec.json.encode(found)))
+    return path
+
+
+def apply(library: Path, state: Path) -> str:
+    """Use what the state folder holds for this instruction set; return the kernels' name for reports.
+
+    Raises:
+        DataError: the file is damaged.
+        RuntimeMissing: the library cannot be loaded.
+    """
+    isa, path = kernel_isa(library), state / FILE
+    source = "default"
+    if path.is_file():
+        try:
+            found = msgspec.json.decode(path.read_bytes(), type=BreakEven)
+        except msgspec.MsgspecError as error:
+            raise DataError(f"{path} is damaged ({error}); remove it, or calibrate again") from error
+        if not (math.isfinite(found.dense_from) and 0.0 < found.dense_from <= NEVER):
+            raise DataError(
+                f"{path} says {found.dense_from}, which is no density; remove it, or calibrate again"
+            )
+        if found.isa == isa:
+            use(library, found.dense_from)
+            source = "calibrated"
+        else:
+            source = f"default; {path.name} is for {found.isa}"
+    return f"{isa}, dense from {current(library):.2f} ({source})"

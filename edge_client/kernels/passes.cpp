@@ -1,0 +1,145 @@
+#include "passes.h"
+
+#include <algorithm>
+
+namespace sparsefleet {
+namespace {
+
+// Run fn(begin, end) over [0, count) in pieces that are worth a hand-over.
+template <class Function>
+void over_entries(Context& context, size_t count, const Function& fn) {
+    constexpr size_t PIECE = 16 * 1024;
+    context.parallel(static_cast<int64_t>((count + PIECE - 1) / PIECE), [&](int64_t piece) {
+        const size_t begin = static_cast<size_t>(piece) * PIECE;
+        fn(begin, std::min(begin + PIECE, count));
+    });
+}
+
+// Scratch of one float per entry. Never of size 0, and not initialised.
+std::unique_ptr<float[]> per_entry(size_t count) { return std::unique_ptr<float[]>(new float[count + 1]); }
+
+void multiply_sparse(Context& context, const Pass& pass, int64_t blocks, const float* values,
+                     const float* bias, const float* x, float* y) {
+    const Kernels& k = kernels();
+    // The values change with every step, so they are put into this pass's order every time.
+    const std::vector<int32_t>& order = pass.matrix.order;
+    const auto ordered = per_entry(order.size());
+    over_entries(context, order.size(), [&](size_t begin, size_t end) {
+        for (size_t i = begin; i < end; i++) ordered[i] = values[order[i]];
+    });
+    const Tiling tiling = pass.tiling_of(blocks);
+    const Spmm call{pass.matrix.view(),
+                    tiling,
+                    ordered.get(),
+                    bias,
+                    x + pass.source_base,
+                    pass.source_stride,
+                    y + pass.target_base,
+                    pass.target_stride,
+                    pass.target_row};
+    context.parallel(tiling.tile_groups * tiling.row_groups, [&](int64_t chunk) { k.spmm(call, chunk); });
+}
+
+void multiply_dense(Context& context, const Pass& pass, int64_t blocks, const float* values,
+                    const float* bias, const float* x, float* y) {
+    const Kernels& k = kernels();
+    const Tiling tiling = pass.tiling_of(blocks);
+    const Dense call{tiling,
+                     pass.taps.rows,
+                     pass.taps.count(),
+                     pass.taps.block,
+                     pass.taps.offset.data(),
+                     pass.taps.place.data(),
+                     values,
+                     pass.taps.row_step,
+                     bias,
+                     x + pass.source_base,
+                     pass.source_stride,
+                     y + pass.target_base,
+                     pass.target_stride,
+                     pass.target_row};
+    context.parallel(tiling.tile_groups * tiling.row_groups, [&](int64_t chunk) { k.dense(call, chunk); });
+}
+
+void weight_gradient_sparse(Context& context, const Pass& pass, int64_t blocks, const float* x,
+                            const float* dy, float* d_values) {
+    const Kernels& k = kernels();
+    const size_t entries = pass.matrix.offset.size();
+    const Tiling tiling = pass.tiling_of(blocks);
+    const size_t tile_groups = static_cast<size_t>(tiling.tile_groups);
+    const auto partial = per_entry(entries * tile_groups);
+    const Sddmm call{pass.matrix.view(),
+                     tiling,
+                     x + pass.source_base,
+                     pass.source_stride,
+                     dy + pass.target_base,
+                     pass.target_stride,
+                     pass.target_row,
+                     partial.get(),
+                     static_cast<int64_t>(entries)};
+    context.parallel(tiling.tile_groups * tiling.row_groups, [&](int64_t chunk) { k.sddmm(call, chunk); });
+    over_entries(context, entries, [&](size_t begin, size_t end) {
+        std::fill(d_values + begin, d_values + end, 0.0f);
+        for (size_t group = 0; group < tile_groups; group++) {
+            const float* from = partial.get() + group * entries;
+            for (size_t i = begin; i < end; i++) d_values[i] += from[i];
+        }
+    });
+}
+
+void weight_gradient_dense(Context& context, const Pass& pass, int64_t blocks, const float* x,
+                           const float* dy, float* d_values) {
+    const Kernels& k = kernels();
+    const Tiling tiling = pass.tiling_of(blocks);
+    const DenseGrad call{tiling.extent,
+                         pass.taps.rows,
+                         pass.taps.count(),
+                         pass.taps.gradient_row_groups,
+                         pass.taps.offset.data(),
+                         x + pass.source_base,
+                         pass.source_stride,
+                         dy + pass.target_base,
+                         pass.target_stride,
+                         pass.target_row,
+                         d_values};
+    context.parallel(call.row_groups, [&](int64_t group) { k.dense_grad(call, group); });
+}
+
+}  // namespace
+
+void multiply(Context& context, const Plan& plan, int64_t blocks, const float* values, const float* bias,
+              const float* x, float* y) {
+    if (!plan.is_dense) {
+        for (const Pass& pass : plan.passes) multiply_sparse(context, pass, blocks, values, bias, x, y);
+        return;
+    }
+    std::unique_ptr<float[]> full;
+    if (!plan.is_full()) {
+        const size_t size = static_cast<size_t>(plan.geometry.weight_size());
+        full = per_entry(size);
+        std::fill(full.get(), full.get() + size, 0.0f);
+        for (size_t i = 0; i < plan.indices.size(); i++) full[static_cast<size_t>(plan.indices[i])] = values[i];
+        values = full.get();
+    }
+    for (const Pass& pass : plan.passes) multiply_dense(context, pass, blocks, values, bias, x, y);
+}
+
+void weight_gradient(Context& context, const Plan& plan, int64_t blocks, const float* x, const float* dy,
+                     float* d_values) {
+    const Pass& pass = plan.weight_gradient;
+    if (!plan.is_dense) {
+        weight_gradient_sparse(context, pass, blocks, x, dy, d_values);
+        return;
+    }
+    if (plan.is_full()) {
+        weight_gradient_dense(context, pass, blocks, x, dy, d_values);
+        return;
+    }
+    const auto full = per_entry(static_cast<size_t>(plan.geometry.weight_size()));
+    weight_gradient_dense(context, pass, blocks, x, dy, full.get());
+    over_entries(context, plan.indices.size(), [&](size_t begin, size_t end) {
+        for (size_t i = begin; i < end; i++) d_values[i] = full[static_cast<size_t>(plan.indices[i])];
+    });
+}
+
+}  // namespace sparsefleet
