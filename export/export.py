@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from export.graph import convert
 from export.liveness import graph_memory
 from export.lower import lower, operators
 from export.models import InputShape, builder
+from export.narrow import Narrowed, Widths, narrow
 from export.parity import check
 from export.saved import compress
 from export.trace import evaluation_form, trace
@@ -29,6 +30,7 @@ from protocol.artifact import (
     EVAL,
     INITIAL,
     MANIFEST,
+    ORIGIN,
     STEP,
     STEP_COMPRESSED,
     STEP_HALF,
@@ -37,6 +39,7 @@ from protocol.artifact import (
     parse,
 )
 from protocol.errors import ArtifactError
+from protocol.sparse import Mask
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ class Exported:
     folder: Path
     manifest: Manifest
     worst_difference: float  # Largest relative difference of loss and gradients from PyTorch.
+    narrowed: Narrowed | None = None
 
 
 def export_model(
@@ -58,11 +62,20 @@ def export_model(
     library: Path,
     seed: int = 0,
     loss: str = CROSS_ENTROPY,
+    widths: Widths | None = None,
 ) -> Exported:
-    """Build a model by name and export it. `library` is the op library; see `export_module`."""
+    """Build a model by name and export it, narrowed if `widths` are given.
+
+    `library` is the op library; see `export_module`.
+    """
     torch.manual_seed(seed)
     module = builder(model)(input_shape, num_classes)
-    return export_module(module, model, input_shape, folder, library, loss)
+    if widths is None:
+        return export_module(module, model, input_shape, folder, library, loss)
+    narrowed = narrow(module, input_shape, widths)
+    origin = narrowed.origin(convert(trace(module, input_shape)).layout)
+    exported = export_module(narrowed.module, model, input_shape, folder, library, loss, origin)
+    return replace(exported, narrowed=narrowed)
 
 
 def export_module(
@@ -72,10 +85,11 @@ def export_module(
     folder: Path,
     library: Path,
     loss: str = CROSS_ENTROPY,
+    origin: Mask | None = None,
 ) -> Exported:
     """Export a module with its present weights as the initial ones. An existing folder is replaced.
 
-    `loss` is one of protocol.artifact.LOSSES.
+    `loss` is one of protocol.artifact.LOSSES; `origin` says which positions of a whole model these are.
 
     Raises:
         ArtifactError: an unsupported operator, or a gradient that is not PyTorch's; nothing is written.
@@ -96,6 +110,8 @@ def export_module(
         INITIAL: flat.astype("<f4").tobytes(),
         **training.files(),
     }
+    if origin is not None:
+        files[ORIGIN] = origin.indices.astype("<i4").tobytes()
     packages = ("torch", "onnx", "onnxruntime-training-cpu", "numpy")
     manifest = dump(
         {
@@ -104,6 +120,7 @@ def export_module(
             "num_classes": converted.num_classes,
             "loss": loss,
             "layout": layout.to_json(),
+            **({} if origin is None else {"origin_size": origin.size}),
             "statistic_momentum": converted.statistic_momentum,
             "operators": sorted({name for graph in graphs.values() for name in operators(graph)}),
             "memory": {

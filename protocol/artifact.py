@@ -6,6 +6,7 @@ step_compressed.onnx   the same with less memory: activations wait for the backw
 step_half.onnx         the same with still less, at half precision
 eval.onnx              logits from the dense weights, standard operators only
 initial.bin            the initial weights, one flat little-endian float32 vector
+origin.bin             of a narrowed model: its positions in the whole one, little-endian int32
 training_model.onnx, eval_model.onnx, optimizer_model.onnx, checkpoint
 the four artifacts of ONNX Runtime's own training API
 """
@@ -20,16 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from protocol.errors import ArtifactError
+from protocol.errors import ArtifactError, MalformedMessage
 from protocol.layout import Layout, Vector
 from protocol.messages import BlobRef
+from protocol.sparse import Mask
 
 FORMAT = 1
 BLOCK_EXAMPLES = 16  # The innermost axis of blocked activations.
 CROSS_ENTROPY, MSE = "cross_entropy", "mse"
 LOSSES = (CROSS_ENTROPY, MSE)
 MANIFEST = "manifest.json"
-STEP, EVAL, INITIAL = "step.onnx", "eval.onnx", "initial.bin"
+STEP, EVAL, INITIAL, ORIGIN = "step.onnx", "eval.onnx", "initial.bin", "origin.bin"
 TRAINING_MODEL, EVAL_MODEL, OPTIMIZER_MODEL = "training_model.onnx", "eval_model.onnx", "optimizer_model.onnx"
 CHECKPOINT = "checkpoint"
 STEP_COMPRESSED, STEP_HALF = "step_compressed.onnx", "step_half.onnx"
@@ -89,6 +91,7 @@ class Manifest:
     files: dict[str, FileEntry]
     memory: dict[str, GraphMemory]  # By file; empty in artifacts that were exported before it was known.
     raw: bytes
+    origin_size: int = 0  # Values of the whole model, where this is a narrowed one.
 
     @property
     def digest(self) -> str:
@@ -133,6 +136,7 @@ def parse(raw: bytes) -> Manifest:
             files={str(k): FileEntry(str(v["sha256"]), int(v["size"])) for k, v in fields["files"].items()},
             memory={str(k): _graph_memory(v) for k, v in fields.get("memory", {}).items()},
             raw=raw,
+            origin_size=int(fields.get("origin_size", 0)),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"the artifact's manifest is damaged: {error!r}") from error
@@ -196,3 +200,19 @@ def weights(raw: bytes, layout: Layout) -> Vector:
     if not bool(np.isfinite(flat).all()):
         raise ArtifactError("initial weights contain NaN or infinity")
     return flat
+
+
+def origin(raw: bytes, manifest: Manifest) -> Mask:
+    """Return what the bytes of origin.bin say: the mask of a narrowed model's weights in the whole model.
+
+    Raises:
+        ArtifactError: the model is not a narrowed one, or the bytes are not its positions.
+    """
+    if not manifest.origin_size:
+        raise ArtifactError(f"the artifact of {manifest.model!r} is not narrowed: it has no origin")
+    if len(raw) != 4 * manifest.layout.size:
+        raise ArtifactError(f"the origin has {len(raw)} bytes, the layout needs {4 * manifest.layout.size}")
+    try:
+        return Mask(np.frombuffer(raw, "<i4"), manifest.origin_size)
+    except MalformedMessage as error:
+        raise ArtifactError(f"the origin is damaged: {error}") from error

@@ -119,16 +119,33 @@ def _export(commands: Subparsers) -> None:  # type: ignore[valid-type]
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
     parser.add_argument("--loss", choices=LOSSES, default=CROSS_ENTROPY, help="mse: labels are real numbers")
+    parser.add_argument("--keep", type=float, metavar="SHARE", help="of the parameters; channels are removed")
+    parser.add_argument("--importance", choices=["l1", "bn-scale"], default="l1", help="of a channel")
+    parser.add_argument(
+        "--ranking", choices=["layer", "global"], default="layer", help="channels compete within these"
+    )
+    parser.add_argument("--round-to", type=int, default=8, help="widths are multiples of it; default 8")
     parser.add_argument("--json", action="store_true")
 
     def run(options: argparse.Namespace) -> int:
         from edge_client.kernels import library_path
         from export.export import export_model
         from export.models import input_shape
+        from export.narrow import Widths
 
         shape = input_shape(options.model, options.input_shape)
+        widths = None
+        if options.keep is not None:
+            widths = Widths(options.keep, options.importance, options.ranking, options.round_to)
         exported = export_model(
-            options.model, shape, options.classes, options.out, library_path(), options.seed, options.loss
+            options.model,
+            shape,
+            options.classes,
+            options.out,
+            library_path(),
+            options.seed,
+            options.loss,
+            widths,
         )
         layout = exported.manifest.layout
         planned = {density: _peak_bytes(exported.manifest, density) for density in (1.0, 0.1, 0.02)}
@@ -140,9 +157,13 @@ def _export(commands: Subparsers) -> None:  # type: ignore[valid-type]
             "worst_relative_difference": exported.worst_difference,
             "planned_peak_bytes": {f"density {density:g}": peak for density, peak in planned.items()},
         }
+        if exported.narrowed is not None:
+            facts["narrowed"] = exported.narrowed.facts()
         if options.json:
             print(json.dumps(facts))
         else:
+            if exported.narrowed is not None:
+                print("\n".join(exported.narrowed.lines()))
             print(
                 f"{options.out}: {layout.num_trainable:,} parameters, {layout.num_prunable:,} prunable; loss and "
                 f"gradients differ from PyTorch by at most {exported.worst_difference:.1e}"
