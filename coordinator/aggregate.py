@@ -25,9 +25,10 @@ RANGE = 2.0**31
 class Accumulator:
     """The running weighted sum of sparse vectors of one length."""
 
-    def __init__(self, size: int) -> None:
-        """Start at zero."""
+    def __init__(self, size: int, counts_coverage: bool = False) -> None:
+        """Start at zero; on demand also count, for each entry, the weight of those that store it."""
         self._sum = np.zeros(size, np.int64)
+        self._coverage = np.zeros(size, np.int64) if counts_coverage else None
         self._bound = 0.0  # Of any entry of the sum, over all vectors folded in.
         self.total_weight = 0
         self.num_updates = 0
@@ -47,6 +48,8 @@ class Accumulator:
         scaled = vector.values.astype(np.float64)
         scaled *= weight * SCALE
         self._sum[vector.mask.indices] += np.rint(scaled, out=scaled).astype(np.int64)
+        if self._coverage is not None:
+            self._coverage[vector.mask.indices] += weight
         self.total_weight += weight
         self.num_updates += 1
 
@@ -59,4 +62,5 @@ class Accumulator:
         """
         if self.total_weight == 0:
             raise ValueError("cannot aggregate a round without updates")
-        return Mean(self._sum / (SCALE * self.total_weight), self.num_updates)
+        coverage = None if self._coverage is None else self._coverage / self.total_weight
+        return Mean(self._sum / (SCALE * self.total_weight), self.num_updates, coverage)

@@ -70,6 +70,22 @@ class EvaluationConfig(msgspec.Struct, forbid_unknown_fields=True):
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
 
 
+class ScheduleConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """How the learning rate falls from round to round."""
+
+    # Reached after the last round, by the same factor each round; 0: it stays as it is.
+    final_learning_rate: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
+
+
+class InitialConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """Where the initial model comes from."""
+
+    # "artifact": as exported. "seed": drawn from the run's seed on both sides, so that it does not travel.
+    source: Literal["artifact", "seed"] = "artifact"
+    # Of a drawn model: variance of the prunable weights, times their fan-in.
+    gain: Annotated[float, msgspec.Meta(gt=0, le=100)] = 2.0
+
+
 class Experiment(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """One run."""
 
@@ -81,6 +97,8 @@ class Experiment(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     cohort: CohortConfig
     name: Name = "run"
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+    schedule: ScheduleConfig = msgspec.field(default_factory=ScheduleConfig)
+    initial: InitialConfig = msgspec.field(default_factory=InitialConfig)
     wire: WireConfig = msgspec.field(default_factory=WireConfig)
     broker: BrokerConfig = msgspec.field(default_factory=BrokerConfig)
     evaluation: EvaluationConfig = msgspec.field(default_factory=EvaluationConfig)
@@ -91,7 +109,17 @@ class Experiment(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         name = settings.pop("name", "")
         if not isinstance(name, str) or not name:
             raise ConfigError('the experiment has no method.name; for example: [method] name = "fedavg"')
-        return build(name, settings)
+        method = build(name, settings)
+        method.check(self.training, self.wire.download_values)
+        return method
+
+    def training_in(self, round_number: int) -> Training:
+        """Return a round's local training: the rate of round t + 1 is lr_0 (lr_T / lr_0)^(t / T)."""
+        first, final = self.training.learning_rate, self.schedule.final_learning_rate
+        if final == 0.0:
+            return self.training
+        share = max(round_number - 1, 0) / self.rounds
+        return msgspec.structs.replace(self.training, learning_rate=first * (final / first) ** share)
 
 
 def read(path: Path, overrides: tuple[str, ...] = ()) -> Experiment:

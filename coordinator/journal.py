@@ -5,11 +5,14 @@ A resumed run continues with the round after the last closed one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import zstandard
 
 from protocol.durable import replace_file
@@ -17,7 +20,7 @@ from protocol.errors import ConfigError
 from protocol.method import Global
 from protocol.sparse import Mask
 
-SCHEMA = 1
+SCHEMA = 2
 CHECKPOINT = "checkpoint.bin"
 
 
@@ -30,6 +33,13 @@ class Checkpoint:
     next_round: int
     current: Global
     duration_s: float  # Of the run so far.
+    averaged: Mapping[str, int] = field(default_factory=dict)  # Client -> the last round that averaged it.
+
+
+class _Array(msgspec.Struct):
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
 
 
 class _Stored(msgspec.Struct):
@@ -40,7 +50,9 @@ class _Stored(msgspec.Struct):
     size: int
     indices: bytes
     weights: bytes
+    state: dict[str, _Array]
     duration_s: float
+    averaged: dict[str, int]
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
@@ -54,7 +66,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         current.mask.size,
         current.mask.indices.astype("<i4").tobytes(),
         current.weights.astype("<f4").tobytes(),
+        {name: _stored(array) for name, array in current.state.items()},
         checkpoint.duration_s,
+        dict(checkpoint.averaged),
     )
     data = zstandard.ZstdCompressor(level=1).compress(msgspec.msgpack.encode(stored))
     replace_file(folder / CHECKPOINT, data)
@@ -81,6 +95,18 @@ def restore(folder: Path, artifact: str) -> Checkpoint:
         raise ConfigError(f"{path} belongs to another artifact; give the one that the run was started with")
     mask = Mask(np.frombuffer(stored.indices, "<i4"), stored.size)
     weights = np.frombuffer(stored.weights, "<f4").astype(np.float32)
+    state = {name: _array(array) for name, array in stored.state.items()}
+    current = Global(weights, mask, state)
     return Checkpoint(
-        stored.run, stored.artifact, stored.next_round, Global(weights, mask), stored.duration_s
+        stored.run, stored.artifact, stored.next_round, current, stored.duration_s, stored.averaged
     )
+
+
+def _stored(array: npt.NDArray[Any]) -> _Array:
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return _Array(little.dtype.str, array.shape, little.tobytes())
+
+
+def _array(stored: _Array) -> npt.NDArray[Any]:
+    dtype = np.dtype(stored.dtype)
+    return np.frombuffer(stored.data, dtype).reshape(stored.shape).astype(dtype.newbyteorder("="))

@@ -123,6 +123,10 @@ def _summary(experiment: Experiment, folder: RunFolder, seconds: float) -> dict[
         "loss": float(evaluated[-1]["loss"]) if evaluated else None,
         "upload_bytes": totals.upload_bytes,
         "download_bytes": totals.download_bytes,
+        "control_sum_max": max(
+            (float(row["control_sum"]) for row in rounds if row["control_sum"]), default=None
+        ),
+        "alarms": sum(int(row["alarms"]) for row in rounds),
         "energy_j": totals.energy_j,
         "energy_uncertainty_j": sum(phase.uncertainty_j for phase in totals.phases.values()),
         "energy_source": ", ".join(sorted(totals.sources)),

@@ -45,7 +45,7 @@ class OpenRound:
     """A round and what has been collected in it."""
 
     round: Round
-    task: Task
+    task: Callable[[str], Task]  # Client -> what it is asked to do.
     accumulator: Accumulator  # Of the uploaded vectors.
     upload_size: tuple[int, int]  # Length and prunable prefix of an uploaded vector.
     weigh: Callable[[int], int]  # Number of examples -> weight in the mean.
@@ -110,7 +110,7 @@ class Reception:
         """Ask again whoever has not answered: after a reconnect the first asking may be lost."""
         if self.open is not None:
             for client_id in self.open.round.of(Standing.ASKED):
-                self.send(client_id, self.open.task)
+                self.send(client_id, self.open.task(client_id))
 
     def _state(self, message: Message) -> None:
         open_ = self.open
@@ -122,7 +122,7 @@ class Reception:
                     self._up.forget(message.client_id)
                     open_.announced.pop(message.client_id, None)
             if open_ is not None and open_.round.standing.get(message.client_id) is Standing.ASKED:
-                self.send(message.client_id, open_.task)
+                self.send(message.client_id, open_.task(message.client_id))
         elif isinstance(message, Leave) and self.fleet.leave(message):
             self._folder.event("client-lost", client=message.client_id, session=message.session)
             if open_ is not None:
@@ -209,8 +209,9 @@ class Reception:
         if open_ is None:
             return
         open_.rejected += 1
-        update = open_.announced.pop(client_id, None)
+        update = open_.announced.get(client_id)
         if update is not None and client_id not in open_.accepted:
+            del open_.announced[client_id]
             open_.round.drop(client_id, str(error))
             self._up.forget(client_id)
             self._receipt(update, "rejected", str(error))

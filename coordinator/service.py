@@ -8,6 +8,7 @@ The loop is single-threaded and owns all state; time is read here and handed to 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import time
@@ -15,10 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from coordinator.aggregate import Accumulator
 from coordinator.cohort import choose
+from coordinator.commits import Commits
 from coordinator.evaluate import Evaluator, Scores
 from coordinator.experiment import Experiment
 from coordinator.journal import Checkpoint, save
@@ -30,8 +33,9 @@ from protocol import codec
 from protocol.artifact import Manifest
 from protocol.errors import ConfigError
 from protocol.layout import PRUNABLE, Layout, Vector
-from protocol.messages import BlobRef, End, Hello, Task, encode
-from protocol.method import Global
+from protocol.messages import BlobRef, End, Hello, Seeded, Task, encode
+from protocol.method import CONTROL_SUM, TRAIN, Global, Turn
+from protocol.seeded import initial as draw
 from protocol.sparse import Mask, SparseVector
 from protocol.topics import HELLO, Topics
 from protocol.transport import Transport
@@ -73,7 +77,13 @@ class Coordinator:
     ) -> None:
         """Put the artifact on offer and listen."""
         self._experiment, self._run, self._manifest = experiment, run, manifest
-        self._initial, self._transport, self._folder = initial, transport, folder
+        self._initial, self._seeded = initial, None
+        if experiment.initial.source == "seed":
+            gain = experiment.initial.gain
+            self._initial = draw(manifest.layout, experiment.seed, gain)
+            digest = hashlib.sha256(self._initial.astype("<f4").tobytes()).hexdigest()
+            self._seeded = Seeded(experiment.seed, gain, digest)
+        self._transport, self._folder = transport, folder
         self._evaluator, self._show, self._clock = evaluator, show, clock
         self._method = experiment.build_method()
         self._settings = {key: value for key, value in experiment.method.items() if key != "name"}
@@ -102,12 +112,13 @@ class Coordinator:
     # The run
 
     def run(self, start: Checkpoint | None = None) -> Global:
-        """Run all rounds, or those after a checkpoint; return the final model.
+        """Run all rounds, or those after a checkpoint; return the final model, as it is evaluated.
 
         Raises:
             ConfigError: too few clients joined in time.
         """
         current = start.current if start else self._method.begin(self._manifest.layout, self._initial)
+        self._commits = Commits(self._folder.path, start.averaged if start else {})
         first = start.next_round if start else self._method.first_round
         elapsed_s = start.duration_s if start else 0.0
         if first <= self._experiment.rounds:
@@ -118,14 +129,17 @@ class Coordinator:
             elapsed_s += self._clock() - opened_s
             save(
                 self._folder.path,
-                Checkpoint(self._run, self._manifest.digest, number + 1, current, elapsed_s),
+                Checkpoint(
+                    self._run, self._manifest.digest, number + 1, current, elapsed_s, self._commits.last
+                ),
             )
+            self._commits.tidy()
         for client_id in list(self._reception.fleet.present):
             self._reception.send(client_id, End(self._run))
         self._pump(lambda: False, FAREWELL_S)
         self._folder.event("run-ended", rounds=self._experiment.rounds)
         self._transport.publish(self._topics.of(HELLO), encode(Hello(online=False, session=1)), retain=True)
-        return current
+        return self._method.model(current, self._manifest.layout)
 
     def _wait_for_clients(self) -> None:
         cohort = self._experiment.cohort
@@ -140,35 +154,41 @@ class Coordinator:
 
     def _one_round(self, number: int, current: Global) -> Global:
         """Ask a cohort, collect, aggregate, evaluate, report."""
-        stage, layout = self._method.stage(number), self._manifest.layout
+        layout = self._manifest.layout
+        training = self._experiment.training_in(number)
+        turn = Turn(number, self._method.stage(number), self._experiment.seed, training)
         opened_s = self._clock()
         asked = self._experiment.cohort.per_round or len(self._reception.fleet.present)
         cohort = choose(self._reception.fleet.present, asked, self._experiment.seed, number)
         quorum = max(1, math.ceil(self._experiment.cohort.quorum * len(cohort)))
-        round_ = Round(number, stage, tuple(cohort), quorum, opened_s, self._experiment.cohort.deadline_s)
-        blobs = self._publish_bodies(stage, current)
+        deadline_s = self._experiment.cohort.deadline_s
+        round_ = Round(number, turn.stage, tuple(cohort), quorum, opened_s, deadline_s)
+        blobs, seeded = self._publish_bodies(turn, current)
+        tasks = self._make_tasks(turn, cohort, blobs, seeded)
+        upload_size = self._method.upload_size(turn, layout)
         open_ = OpenRound(
             round_,
-            self._make_task(number, stage, blobs),
-            Accumulator(self._method.upload_size(stage, layout)[0]),
-            self._method.upload_size(stage, layout),
-            lambda num_examples: self._method.weight(stage, num_examples),
+            tasks.__getitem__,
+            Accumulator(upload_size[0], self._method.counts_coverage),
+            upload_size,
+            lambda num_examples: self._method.weight(turn, num_examples),
         )
         received_before = self._folder.totals.download_bytes
-        self._folder.event("round-opened", round=number, stage=stage, cohort=cohort, quorum=quorum)
+        self._folder.event("round-opened", round=number, stage=turn.stage, cohort=cohort, quorum=quorum)
         self._reception.open = open_
         self._reception.repeat_task()
         self._pump(lambda: round_.is_closed(self._clock()), math.inf)
-        next_global = self._close(open_, current)
-        self._down.withdraw(ref.digest for name, ref in blobs.items() if name != "mask")
+        next_global, alarms = self._close(open_, turn, current)
+        for task in tasks.values():
+            self._down.withdraw(ref.digest for name, ref in task.blobs.items() if name != "mask")
         scores = self._evaluate(number, next_global)
-        row = self._row(open_, next_global, scores, received_before)
+        row = self._row(open_, next_global, scores, received_before, alarms)
         self._folder.round(row)
         self._show(self._progress(open_, row))
         return next_global
 
-    def _close(self, open_: OpenRound, current: Global) -> Global:
-        """End a round and return the next global model: the old one if nothing was folded in."""
+    def _close(self, open_: OpenRound, turn: Turn, current: Global) -> tuple[Global, int]:
+        """End a round; return the next state and the number of alarms. Without updates all stays as it was."""
         round_, now_s = open_.round, self._clock()
         self._up.forget()
         for client_id in [*round_.of(Standing.ASKED), *round_.of(Standing.SENDING)]:
@@ -180,52 +200,103 @@ class Coordinator:
         self._folder.event("round-closed", round=round_.number, updates=num_updates, cause=cause)
         if num_updates == 0:
             log.warning("round without updates round=%d: the global model stays as it was", round_.number)
-            return current
-        return self._method.aggregate(round_.stage, current, open_.accumulator.mean(), self._manifest.layout)
+            return current, 0
+        layout = self._manifest.layout
+        following = self._method.aggregate(turn, current, open_.accumulator.mean(), layout)
+        found = [self._method.alarm(following)]
+        if self._method.commits and turn.stage == TRAIN:
+            found += self._commit(open_, following)
+        alarms = [text for text in found if text]
+        for text in alarms:
+            log.error("alarm round=%d %s", round_.number, text)
+            self._folder.event("alarm", round=round_.number, reason=text)
+        return following, len(alarms)
+
+    def _commit(self, open_: OpenRound, following: Global) -> list[str]:
+        """Note who was averaged; return what clients say that they follow, where it is not what we know."""
+        said = {client_id: open_.announced[client_id].committed for client_id in open_.accepted}
+        known = self._commits.last
+        wrong = [
+            f"the state of {client_id} follows round {committed}, its last averaged round is {known.get(client_id)}: "
+            "its state folder was lost, or is an old copy"
+            for client_id, committed in said.items()
+            if committed != known.get(client_id)
+        ]
+        mean = self._encode(following.vector, following) if self._method.keeps_means else None
+        self._commits.close(open_.round.number, said, mean)
+        return wrong
 
     def _progress(self, open_: OpenRound, row: RoundRow | None = None) -> Progress:
         round_ = open_.round
         done, cohort = len(round_.of(Standing.DONE)), len(round_.cohort)
         return Progress(round_.number, self._experiment.rounds, round_.stage, done, cohort, row)
 
-    def _publish_bodies(self, stage: str, current: Global) -> dict[str, BlobRef]:
-        """Put the round's bodies on offer. A fixed mask is a body of its own, which travels once."""
+    def _publish_bodies(self, turn: Turn, current: Global) -> tuple[dict[str, BlobRef], list[str]]:
+        """Put the round's bodies on offer; return them, and the names of those that clients draw.
+
+        A fixed mask is a body of its own, which travels once.
+        """
         layout = self._manifest.layout
         blobs: dict[str, BlobRef] = {}
+        seeded: list[str] = []
         self._reception.mask = current.mask
-        known: tuple[str, ...] = ()
-        if self._method.fixed_mask and current.mask.nnz < layout.size:
+        if self._is_fixed(current):
             bare = SparseVector(current.mask, np.zeros(current.mask.nnz, np.float32))
             blobs["mask"] = self._down.offer(codec.encode(bare, layout.num_prunable, "f16"))
-            known = (current.mask.digest,)
-        for name, vector in self._method.broadcast(stage, current, self._initial).items():
-            values = self._experiment.wire.download_values
-            blobs[name] = self._down.offer(codec.encode(vector, layout.num_prunable, values, known))
-        return blobs
+        for name, vector in self._method.broadcast(turn, current, self._initial, layout).items():
+            if self._seeded is not None and np.array_equal(vector.values, self._initial):
+                seeded.append(name)
+            else:
+                blobs[name] = self._down.offer(self._encode(vector, current))
+        return blobs, seeded
 
-    def _make_task(self, number: int, stage: str, blobs: dict[str, BlobRef]) -> Task:
-        return Task(
+    def _encode(self, vector: SparseVector, current: Global) -> bytes:
+        known = (current.mask.digest,) if self._is_fixed(current) else ()
+        values = self._experiment.wire.download_values
+        return codec.encode(vector, self._manifest.layout.num_prunable, values, known)
+
+    def _is_fixed(self, current: Global) -> bool:
+        return self._method.fixed_mask and current.mask.nnz < self._manifest.layout.size
+
+    def _make_tasks(
+        self, turn: Turn, cohort: list[str], blobs: dict[str, BlobRef], seeded: list[str]
+    ) -> dict[str, Task]:
+        """Return each client's task. They differ only in whom the coordinator has averaged when."""
+        task = Task(
             run=self._run,
-            round_number=number,
+            round_number=turn.number,
             method=self._method.name,
             settings=self._settings,
-            stage=stage,
-            training=self._experiment.training,
+            stage=turn.stage,
+            training=turn.training,
             seed=self._experiment.seed,
             deadline_s=self._experiment.cohort.deadline_s,
             artifact=self._artifact,
             blobs=blobs,
             values=self._experiment.wire.upload_values,
+            initial=self._seeded,
+            seeded=seeded,
         )
+        tasks = {}
+        for client_id in cohort:
+            averaged, bodies = self._commits.last.get(client_id), dict(blobs)
+            if averaged is not None and self._method.keeps_means:
+                bodies["mean"] = self._down.offer(self._commits.mean(averaged))
+            tasks[client_id] = msgspec.structs.replace(task, averaged=averaged, blobs=bodies)
+        return tasks
 
     def _evaluate(self, number: int, current: Global) -> Scores | None:
         is_due = number % self._experiment.evaluation.every == 0 or number == self._experiment.rounds
-        return self._evaluator.scores(current.weights) if self._evaluator is not None and is_due else None
+        if self._evaluator is None or not is_due:
+            return None
+        return self._evaluator.scores(self._method.model(current, self._manifest.layout).weights)
 
     def _row(
-        self, open_: OpenRound, current: Global, scores: Scores | None, received_before: int
+        self, open_: OpenRound, current: Global, scores: Scores | None, received_before: int, alarms: int
     ) -> RoundRow:
-        round_ = open_.round
+        round_, layout = open_.round, self._manifest.layout
+        model = self._method.model(current, layout)
+        controls = current.state.get(CONTROL_SUM)
         known = [phase.energy_j for phase in open_.phases if phase.energy_j is not None]
         is_known = bool(known) and len(known) == len(open_.phases)
         finite = [(loss, weight) for loss, weight in open_.losses if math.isfinite(loss)]
@@ -236,7 +307,7 @@ class Coordinator:
             accuracy=scores.accuracy if scores else None,
             loss=scores.loss if scores else None,
             train_loss=sum(loss * w for loss, w in finite) / weight if weight else None,
-            density=current.mask.below(self._manifest.layout.num_prunable).density,
+            density=model.mask.below(layout.num_prunable).density,
             cohort=len(round_.cohort),
             updates=open_.accumulator.num_updates,
             dropouts=len(round_.of(Standing.OUT)),
@@ -247,7 +318,10 @@ class Coordinator:
             energy_j=sum(known) if is_known else None,
             energy_uncertainty_j=sum(p.uncertainty_j or 0.0 for p in open_.phases) if is_known else None,
             duration_s=self._clock() - round_.opened_s,
-            empty_layers=empty_layers(current.mask, self._manifest.layout),
+            empty_layers=empty_layers(model.mask, layout),
+            union_density=current.mask.below(layout.num_prunable).density,
+            control_sum=float(np.abs(controls).max(initial=0.0)) if controls is not None else None,
+            alarms=alarms,
         )
 
     def _pump(self, is_done: Callable[[], bool], timeout_s: float) -> None:

@@ -23,6 +23,8 @@ from edge_client.energy.meter import Meter
 from edge_client.link import Link, Superseded
 from edge_client.memory import afford, plan
 from edge_client.runtime import (
+    COMPRESSED,
+    FULL,
     GRAPHS,
     PORTABLE,
     Runtime,
@@ -30,15 +32,17 @@ from edge_client.runtime import (
     installed_package,
     open_runtime,
 )
-from edge_client.session import Trainer, generator
+from edge_client.session import Trainer
 from edge_client.spool import Spool
-from protocol import codec
+from protocol import codec, commit
 from protocol.artifact import MANIFEST, MSE, Manifest, check, parse
-from protocol.errors import ProtocolError, TransportError, UserError
+from protocol.errors import DigestMismatch, ProtocolError, TransportError, UserError
 from protocol.examples import Examples, load
+from protocol.layout import Layout
 from protocol.messages import Cost, End, Join, Refusal, Task, Update
-from protocol.method import Memory, Method
+from protocol.method import Method, Turn
 from protocol.methods import build
+from protocol.seeded import generator, initial
 from protocol.sparse import Mask, SparseVector
 
 log = logging.getLogger(__name__)
@@ -77,7 +81,7 @@ class Daemon:
         self._kernels = break_even.apply(library, Path(config.state))
         self._spool, self._session = spool, session
         self._examples: Examples | None = None
-        self._runtime: tuple[str, Runtime] | None = None
+        self._runtime: tuple[tuple[str, str], Runtime] | None = None  # Artifact and graph; the runtime.
         self._masks: dict[str, Mask] = {}
         self._delivered: tuple[Task, Update] | None = None  # What the coordinator has accepted last.
         self._known_upstream: set[str] = set()  # Masks that the coordinator has seen in full.
@@ -131,26 +135,29 @@ class Daemon:
 
     def _work(self, task: Task) -> Update:
         """Receive, decode, train, encode; return the update, with its body on offer."""
-        method = build(task.method, task.settings)
+        method, turn = build(task.method, task.settings), _turn(task)
         memory = self._spool.memory(_memory_name(task))
+        saved = self._saved(method)
         wire = self._link.transport
         with self._meter.phase("receive") as span:
             before = wire.received_bytes, wire.sent_bytes
             manifest = self._manifest(task)
             # What is never pruned is the least that any task stores: no body is fetched in vain.
-            self._afford(task, manifest, manifest.layout.size - manifest.layout.num_prunable)
-            self._fetch_artifact(task, manifest)
-            bodies = self._bodies(task, method, memory, manifest)
+            self._afford(task, method, manifest, manifest.layout.size - manifest.layout.num_prunable)
+            self._fetch_artifact(task, manifest, saved)
+            bodies = self._bodies(task, method.inputs(turn, memory), manifest)
             span.received_bytes, span.sent_bytes = (
                 wire.received_bytes - before[0],
                 wire.sent_bytes - before[1],
             )
         with self._meter.phase("decode"):
-            received = self._decode(bodies, manifest)
-        self._afford(task, manifest, max((vector.mask.nnz for vector in received.values()), default=0))
+            received = {name: self._body(data, manifest) for name, data in bodies.items()}
+            for name in set(method.inputs(turn, memory)) & set(task.seeded):
+                received[name] = _drawn(task, manifest.layout)
+        self._afford(task, method, manifest, max((v.mask.nnz for v in received.values()), default=0))
         with self._meter.phase("train"):
-            trainer = self._trainer(task, manifest)
-            uploaded = method.client(task.stage, received, trainer, memory)
+            trainer = self._trainer(task, method, manifest, saved)
+            uploaded = method.client(turn, received, trainer, memory)
         self._spool.keep(_memory_name(task), memory)
         with self._meter.phase("encode"):
             known = {*self._masks, *self._known_upstream}
@@ -175,6 +182,7 @@ class Daemon:
             num_steps=trainer.num_steps,
             phases=self._meter.take(),
             peak_rss_bytes=peak_rss_bytes(),
+            committed=commit.committed(memory),
         )
 
     def _deliver(self, task: Task, update: Update) -> None:
@@ -206,22 +214,27 @@ class Daemon:
             self._link.fetch(task.artifact, MAX_MANIFEST_BYTES)
         )
 
-    def _afford(self, task: Task, manifest: Manifest, nnz: int) -> None:
+    def _saved(self, method: Method) -> str:
+        """How activations wait: as configured, or compressed where the method must prune them."""
+        saved = self._config.saved_activations
+        return COMPRESSED if method.prunes_activations and saved == FULL else saved
+
+    def _afford(self, task: Task, method: Method, manifest: Manifest, nnz: int) -> None:
         """Refuse a task that would not fit, before it takes memory."""
         if self._config.runtime != PORTABLE:
             return  # The training build's Module keeps copies of its own, which nobody has counted.
-        graph = GRAPHS[self._config.saved_activations]
-        planned = plan(manifest, nnz, task.training.batch_size, self._num_examples, graph)
+        graph, floats = GRAPHS[self._saved(method)], method.device_floats
+        planned = plan(manifest, nnz, task.training.batch_size, self._num_examples, graph, floats)
         if planned is None:
             log.warning("memory unknown reason=the artifact was exported by an older version")
         available = available_bytes()
         afford(planned, min(available, self._budget_mb * 10**6) if self._budget_mb else available)
 
-    def _fetch_artifact(self, task: Task, manifest: Manifest) -> None:
+    def _fetch_artifact(self, task: Task, manifest: Manifest, saved: str) -> None:
         """Fetch what this runtime needs of the artifact, once."""
         digest = task.artifact.digest
         folder = self._spool.artifact_folder(digest)
-        for name in files_of(self._config.runtime, self._config.saved_activations):
+        for name in files_of(self._config.runtime, saved):
             entry = manifest.file(name)
             if not (folder / name).is_file():
                 data = self._link.fetch(entry.ref, MAX_FILE_BYTES)
@@ -230,19 +243,17 @@ class Daemon:
         if not (folder / MANIFEST).is_file():  # Last: a manifest that is there vouches for the rest.
             self._spool.keep_file(digest, MANIFEST, manifest.raw)
 
-    def _bodies(self, task: Task, method: Method, memory: Memory, manifest: Manifest) -> dict[str, bytes]:
+    def _bodies(self, task: Task, inputs: tuple[str, ...], manifest: Manifest) -> dict[str, bytes]:
         """Fetch the bodies that the method's client half needs here, and the mask they refer to."""
         limit = codec.max_body_bytes(manifest.layout.size)
-        wanted = [name for name in method.inputs(task.stage, memory) if name in task.blobs]
         mask = task.blobs.get("mask")
         if mask is not None and mask.digest not in self._masks:
             vector = self._body(self._link.fetch(mask, limit), manifest)
             # Under the digest of its body and of itself: tasks name the one, bodies the other.
             self._masks = {mask.digest: vector.mask, vector.mask.digest: vector.mask}
-        return {name: self._link.fetch(task.blobs[name], limit) for name in wanted}
-
-    def _decode(self, bodies: dict[str, bytes], manifest: Manifest) -> dict[str, SparseVector]:
-        return {name: self._body(data, manifest) for name, data in bodies.items()}
+        wanted = {name: task.blobs[name] for name in inputs if name in task.blobs}
+        fetched = {ref.digest: self._link.fetch(ref, limit) for ref in wanted.values()}
+        return {name: fetched[ref.digest] for name, ref in wanted.items()}
 
     def _body(self, data: bytes, manifest: Manifest) -> SparseVector:
         return codec.decode(data, manifest.layout.size, manifest.layout.num_prunable, self._masks)
@@ -250,28 +261,51 @@ class Daemon:
     def _encode(
         self, task: Task, method: Method, vector: SparseVector, manifest: Manifest, known: set[str]
     ) -> bytes:
-        _, num_prunable = method.upload_size(task.stage, manifest.layout)
+        _, num_prunable = method.upload_size(_turn(task), manifest.layout)
         return codec.encode(vector, num_prunable, task.values, known)
 
-    def _trainer(self, task: Task, manifest: Manifest) -> Trainer:
+    def _trainer(self, task: Task, method: Method, manifest: Manifest, saved: str) -> Trainer:
         """Open the runtime and load the examples, unless they are those of the last task."""
-        if self._runtime is None or self._runtime[0] != task.artifact.digest:
+        if self._runtime is None or self._runtime[0] != (task.artifact.digest, saved):
             folder = self._spool.artifact_folder(task.artifact.digest)
             runtime = open_runtime(
-                self._config.runtime,
-                manifest,
-                folder,
-                self._library,
-                self._threads,
-                self._config.saved_activations,
+                self._config.runtime, manifest, folder, self._library, self._threads, saved
             )
             self._examples = load(
                 self._data, manifest.input_shape, manifest.num_classes, is_regression=manifest.loss == MSE
             )
-            self._runtime = task.artifact.digest, runtime
+            self._runtime = (task.artifact.digest, saved), runtime
         assert self._examples is not None
         rng = generator(task.seed, self._config.client_id, task.round_number)
-        return Trainer(manifest, self._runtime[1], self._examples, task.training, rng)
+        size, num_prunable = method.upload_size(_turn(task), manifest.layout)
+
+        def as_sent(upload: SparseVector) -> SparseVector:
+            return codec.decode(codec.encode(upload, num_prunable, task.values), size, num_prunable, {})
+
+        return Trainer(manifest, self._runtime[1], self._examples, task.training, rng, as_sent)
+
+
+def _turn(task: Task) -> Turn:
+    """What the method is told of the task."""
+    return Turn(task.round_number, task.stage, task.seed, task.training, task.averaged)
+
+
+def _drawn(task: Task, layout: Layout) -> SparseVector:
+    """Return the initial model, drawn here.
+
+    Raises:
+        DigestMismatch: it is not the coordinator's.
+    """
+    if task.initial is None:
+        raise DigestMismatch("the task names bodies that are the initial model, but not its seed")
+    flat = initial(layout, task.initial.seed, task.initial.gain)
+    digest = hashlib.sha256(flat.astype("<f4").tobytes()).hexdigest()
+    if digest != task.initial.digest:
+        raise DigestMismatch(
+            f"the initial model drawn here is {digest[:12]}..., the coordinator's {task.initial.digest[:12]}...: "
+            "do both run the same version of sparsefleet?"
+        )
+    return SparseVector(Mask.full(layout.size), flat)
 
 
 def _memory_name(task: Task) -> str:

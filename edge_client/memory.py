@@ -63,10 +63,16 @@ class Plan:
 
 
 def plan(
-    manifest: Manifest, nnz: int, batch_size: int, num_examples: int = 0, graph: str = STEP
+    manifest: Manifest,
+    nnz: int,
+    batch_size: int,
+    num_examples: int = 0,
+    graph: str = STEP,
+    method_floats: int = 0,
 ) -> Plan | None:
     """Return what training `nnz` stored weights (dense ones and statistics included) takes.
 
+    `method_floats` is what the method holds for each of them besides (Method.device_floats).
     None if the artifact does not say: it was exported by an older version.
     """
     found = manifest.memory.get(graph)
@@ -78,7 +84,7 @@ def plan(
     return Plan(
         process_bytes=PROCESS_BYTES,
         session_bytes=SESSION_BYTES + NODE_BYTES * found.num_nodes,
-        weight_bytes=nnz * each,
+        weight_bytes=nnz * (each + 4 * method_floats),
         activation_bytes=math.ceil(ACTIVATION_MARGIN * found.activations(batch_size)),
         example_bytes=4 * math.prod(manifest.input_shape) * (num_examples + batch_size),
     )

@@ -76,6 +76,13 @@ class Runtime(Protocol):
             ArtifactError: the graph refused the inputs; ONNX Runtime's words are in the text.
         """
 
+    def prune_saved(self, keep: Mapping[str, float]) -> None:
+        """Keep only the largest of each named layer's saved input, from the next step on; {} keeps all.
+
+        Raises:
+            ArtifactError: this runtime was not opened with compressed activations.
+        """
+
 
 def open_runtime(
     kind: str, manifest: Manifest, folder: Path, library: Path, threads: int, saved: str = FULL
@@ -379,6 +386,10 @@ class ModuleRuntime:
             self.gradient[slices.parts[piece.name]] = np.asarray(value).reshape(-1)
         self._module.lazy_reset_grad()
         return float(np.asarray(found[0]))
+
+    def prune_saved(self, keep: Mapping[str, float]) -> None:
+        """See Runtime."""
+        raise ArtifactError(f"the runtime {MODULE!r} cannot prune activations; use {PORTABLE!r}")
 
     def _fresh_state(self) -> Any:
         """A checkpoint with the present number of stored values."""

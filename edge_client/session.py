@@ -6,8 +6,7 @@ buffers, in the order in which the seed shuffles the local examples.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,20 +15,11 @@ from edge_client.optimizer import Sgd
 from edge_client.runtime import Runtime
 from protocol.artifact import Manifest
 from protocol.errors import ArtifactError
-from protocol.examples import Examples, batches, of_each_class
+from protocol.examples import Examples, batches, num_batches, of_each_class
 from protocol.layout import STATISTIC, Layout, Vector
 from protocol.messages import Training
-from protocol.method import Batch
+from protocol.method import Batch, LocalStep
 from protocol.sparse import SparseVector
-
-
-def generator(*parts: object) -> np.random.Generator:
-    """Return a random generator seeded by what it is for (seed, client, round).
-
-    Hashed, so that neither the order of rounds nor a restart changes what a client draws.
-    """
-    text = "/".join(str(part) for part in parts)
-    return np.random.default_rng(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32))
 
 
 class Trainer:
@@ -42,10 +32,12 @@ class Trainer:
         examples: Examples,
         training: Training,
         rng: np.random.Generator,
+        as_sent: Callable[[SparseVector], SparseVector] = lambda upload: upload,
     ) -> None:
-        """Hold what a task needs; nothing runs yet."""
+        """Hold what a task needs; nothing runs yet. `as_sent` rounds as the wire does."""
         self._manifest, self._runtime, self._examples = manifest, runtime, examples
         self._training, self._rng = training, rng
+        self.as_sent = as_sent
         self.num_steps = 0
         self.loss = float("nan")  # Mean over the last local epoch.
 
@@ -53,6 +45,11 @@ class Trainer:
     def layout(self) -> Layout:
         """The model's layout."""
         return self._manifest.layout
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """See LocalTraining."""
+        return num_batches(len(self._examples), self._training.batch_size)
 
     def scoring_batches(self, per_class: int) -> Sequence[Batch]:
         """See LocalTraining."""
@@ -68,36 +65,70 @@ class Trainer:
         gradient[model.mask.below(self.layout.num_trainable).nnz :] = 0.0
         return gradient
 
-    def fit(self, model: SparseVector) -> SparseVector:
+    def fit(
+        self, model: SparseVector, step: LocalStep | None = None, num_steps: int | None = None
+    ) -> SparseVector:
         """Mini-batch SGD with momentum and weight decay, as torch.optim.SGD defines them.
 
         The momentum starts at zero in every round: it describes the client's own path, which the
-        aggregation has left.
+        aggregation has left. Without a `step` of the method's own, SGD moves the runtime's values
+        in place.
 
         Raises:
-            ArtifactError: the loss or a weight is no longer finite.
+            ArtifactError: the loss or a weight is no longer finite; this runtime cannot prune
+                activations.
         """
-        runtime, training = self._runtime, self._training
+        runtime = self._runtime
         runtime.bind(model)
+        if step is not None and step.activations:
+            runtime.prune_saved(step.activations)
+        try:
+            trained = self._descend(model, step, num_steps)
+        finally:
+            if step is not None and step.activations:
+                runtime.prune_saved({})
+        if not np.isfinite(trained.values).all():
+            raise ArtifactError(
+                "training left weights that are not finite: lower the learning rate, or check the examples"
+            )
+        return trained
+
+    def _descend(self, model: SparseVector, step: LocalStep | None, num_steps: int | None) -> SparseVector:
+        runtime, training = self._runtime, self._training
         num_trained = model.mask.below(self.layout.num_trainable).nnz
         weights, gradient = runtime.values[:num_trained], runtime.gradient[:num_trained]
         statistics, batch_statistics = runtime.values[num_trained:], runtime.gradient[num_trained:]
         share = self._statistic_momentum()
         optimizer = Sgd(training, num_trained)
-        for _ in range(training.local_epochs):
+        v = weights if step is None else weights.copy()
+        remaining = training.local_epochs * self.steps_per_epoch if num_steps is None else num_steps
+        while remaining > 0:
             losses: list[float] = []
             for batch in batches(self._examples, training.batch_size, self._rng):
+                if step is not None:
+                    weights[:] = step.weights(v)
                 losses.append(self._check(runtime.step(batch)))
                 with np.errstate(over="ignore", invalid="ignore"):  # The next loss tells.
-                    optimizer.step(weights, gradient)
+                    optimizer.step(v, gradient if step is None else step.gradient(gradient, v))
+                    if step is not None:
+                        step.project(v)
                     statistics += share * (batch_statistics - statistics)
+                if len(losses) == remaining:
+                    break
+            remaining -= len(losses)
             self.num_steps += len(losses)
             self.loss = float(np.mean(losses))
-        if not np.isfinite(runtime.values).all():
-            raise ArtifactError(
-                "training left weights that are not finite: lower the learning rate, or check the examples"
-            )
-        return SparseVector(model.mask, runtime.values.copy())
+        return SparseVector(model.mask, np.concatenate([v, statistics]))
+
+    def loss_of(self, model: SparseVector) -> float:
+        """See LocalTraining."""
+        self._runtime.bind(model)
+        sizes, losses = [], []
+        for batch in batches(self._examples, self._training.batch_size, self._rng):
+            sizes.append(len(batch[1]))
+            losses.append(self._check(self._runtime.step(batch)))
+        self.num_steps += len(losses)
+        return float(np.average(losses, weights=sizes))
 
     def _statistic_momentum(self) -> npt.NDArray[np.float32]:
         """The batch's share in each running statistic, in the order of the statistics part."""

@@ -61,7 +61,7 @@ class Spool:
 
     def keep(self, name: str, memory: dict[str, npt.NDArray[Any]]) -> None:
         """Replace what is kept under this name."""
-        if memory:
+        if memory or self._memory_path(name).is_file():
             buffer = io.BytesIO()
             np.savez(buffer, **memory)  # type: ignore[arg-type]
             replace_file(self._memory_path(name), buffer.getvalue())

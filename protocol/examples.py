@@ -110,6 +110,12 @@ def batches(examples: Examples, batch_size: int, rng: np.random.Generator) -> It
         yield examples.x[chosen], examples.y[chosen]
 
 
+def num_batches(count: int, batch_size: int) -> int:
+    """How many batches `batches` makes of so many examples."""
+    full, rest = divmod(count, batch_size)
+    return full + (rest > 1 or (rest == 1 and not full))
+
+
 def of_each_class(examples: Examples, per_class: int, rng: np.random.Generator) -> Examples:
     """Return up to `per_class` examples of each class that is present, chosen at random, by class.
 

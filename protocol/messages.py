@@ -78,6 +78,14 @@ class Training(msgspec.Struct, frozen=True):
     weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 
 
+class Seeded(msgspec.Struct, frozen=True):
+    """An initial model that each side draws itself (protocol/seeded.py)."""
+
+    seed: Count
+    gain: Amount
+    digest: Digest  # SHA-256 of the little-endian float32 weights: both sides drew the same.
+
+
 class Task(Message, frozen=True, tag="task"):
     """What a client of the cohort is asked to do in one round."""
 
@@ -92,6 +100,9 @@ class Task(Message, frozen=True, tag="task"):
     artifact: BlobRef  # The manifest; it names the graphs by digest.
     blobs: dict[Name, BlobRef] = {}  # "weights", "mask", "initial": what the method's stage needs.
     values: Literal["f32", "f16"] = "f32"  # How the update's values are to be coded.
+    averaged: Count | None = None  # The last round whose mean has an update of this client.
+    initial: Seeded | None = None
+    seeded: list[Name] = []  # Bodies that are the initial model: drawn, not fetched.
 
 
 class Want(Message, frozen=True, tag="want"):
@@ -128,6 +139,7 @@ class Update(Message, frozen=True, tag="update"):
     num_steps: Count
     phases: Annotated[list[Phase], msgspec.Meta(max_length=16)]
     peak_rss_bytes: Count
+    committed: Count | None = None  # The last averaged round that the client's memory follows from.
 
 
 class Refusal(Message, frozen=True, tag="refusal"):

@@ -37,10 +37,11 @@ import sys
 from pathlib import Path
 import numpy as np
 from edge_client.runtime import PORTABLE, installed_package, open_runtime
-from edge_client.session import Trainer, generator
+from edge_client.session import Trainer
 from protocol import artifact
 from protocol.examples import Examples
 from protocol.messages import Training
+from protocol.seeded import generator
 from protocol.sparse import Mask, SparseVector, top_k
 
 folder, library, out = (Path(argument) for argument in sys.argv[1:])

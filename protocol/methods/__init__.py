@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import cast
 
 import msgspec
 
@@ -14,7 +13,7 @@ from protocol.method import Method
 from protocol.methods.fedavg import FedAvg
 from protocol.methods.fedpai import FedPaI
 
-METHODS: dict[str, type[msgspec.Struct]] = {"fedavg": FedAvg, "fedpai": FedPaI}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (FedAvg, FedPaI)}
 
 
 def build(name: str, settings: Mapping[str, Setting]) -> Method:
@@ -33,6 +32,6 @@ def build(name: str, settings: Mapping[str, Setting]) -> Method:
             hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known) or 'none'}"
             raise ConfigError(f"method {name!r} has no setting {key!r}{hint}")
     try:
-        return cast(Method, msgspec.convert(dict(settings), kind))
+        return msgspec.convert(dict(settings), kind)
     except msgspec.ValidationError as error:
         raise ConfigError(f"method {name!r}: {error}") from error

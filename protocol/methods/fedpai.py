@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from protocol.layout import Layout, Vector
-from protocol.method import TRAIN, Batch, Global, LocalTraining, Mean, Memory
+from protocol.method import TRAIN, Batch, Global, LocalTraining, Mean, Memory, Method, Turn
 from protocol.sparse import Mask, SparseVector, num_kept, top_k
 
 SCORE = "score"
@@ -31,7 +31,7 @@ SCORE = "score"
 STEP = 1e-6
 
 
-class FedPaI(msgspec.Struct, frozen=True):
+class FedPaI(Method, frozen=True):
     """The method's hyperparameters; the paper's defaults."""
 
     name: ClassVar[str] = "fedpai"
@@ -55,11 +55,9 @@ class FedPaI(msgspec.Struct, frozen=True):
         """Score once, then train."""
         return SCORE if round_number == 0 else TRAIN
 
-    def begin(self, layout: Layout, initial: Vector) -> Global:
-        """Start dense: nobody knows a mask yet."""
-        return Global(initial, Mask.full(layout.size))
-
-    def broadcast(self, stage: str, current: Global, initial: Vector) -> dict[str, SparseVector]:
+    def broadcast(
+        self, turn: Turn, current: Global, initial: Vector, layout: Layout
+    ) -> dict[str, SparseVector]:
         """Send the global weights; personal masks are scored on the initial ones."""
         bodies = {"weights": current.vector}
         if self.masks == "personal":
@@ -68,19 +66,19 @@ class FedPaI(msgspec.Struct, frozen=True):
 
     # Client half
 
-    def inputs(self, stage: str, memory: Memory) -> tuple[str, ...]:
+    def inputs(self, turn: Turn, memory: Memory) -> tuple[str, ...]:
         """The initial weights are needed only until the personal mask exists."""
         if self.masks == "personal" and "mask" not in memory:
             return ("weights", "initial")
         return ("weights",)
 
     def client(
-        self, stage: str, received: Mapping[str, SparseVector], local: LocalTraining, memory: Memory
+        self, turn: Turn, received: Mapping[str, SparseVector], local: LocalTraining, memory: Memory
     ) -> SparseVector:
         """Return scores, or what training changed (shared), or the trained weights (personal)."""
         layout, weights = local.layout, received["weights"]
         batches = local.scoring_batches(self.examples_per_class)
-        if stage == SCORE:
+        if turn.stage == SCORE:
             return SparseVector(Mask.full(layout.num_prunable), self.scores(weights, batches, local))
         if self.masks == "shared":
             return SparseVector(weights.mask, local.fit(weights).values - weights.values)
@@ -114,20 +112,20 @@ class FedPaI(msgspec.Struct, frozen=True):
 
     # Server half
 
-    def weight(self, stage: str, num_examples: int) -> int:
+    def weight(self, turn: Turn, num_examples: int) -> int:
         """Scores and personal weights count once per client, as in the paper; deltas by examples."""
-        return num_examples if stage == TRAIN and self.masks == "shared" else 1
+        return num_examples if turn.stage == TRAIN and self.masks == "shared" else 1
 
-    def upload_size(self, stage: str, layout: Layout) -> tuple[int, int]:
+    def upload_size(self, turn: Turn, layout: Layout) -> tuple[int, int]:
         """Scores of the prunable weights, or a model."""
-        if stage == SCORE:
+        if turn.stage == SCORE:
             return layout.num_prunable, layout.num_prunable
         return layout.size, layout.num_prunable
 
-    def aggregate(self, stage: str, current: Global, mean: Mean, layout: Layout) -> Global:
+    def aggregate(self, turn: Turn, current: Global, mean: Mean, layout: Layout) -> Global:
         """Take the mask from the mean score; add the mean delta; or keep the top kappa of the mean."""
         kept = num_kept(self.density, layout.num_prunable)
-        if stage == SCORE:
+        if turn.stage == SCORE:
             mask = Mask.of_model(top_k(mean.values, kept), layout)
             return Global(SparseVector.of(current.weights, mask).dense(), mask)
         if self.masks == "shared":

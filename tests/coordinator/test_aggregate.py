@@ -79,3 +79,14 @@ def test_what_is_not_a_number_is_refused(bad):
 def test_a_round_without_updates_has_no_mean():
     with pytest.raises(ValueError, match="without updates"):
         Accumulator(3).mean()
+
+
+def test_coverage_is_the_share_of_the_weight_that_stores_an_entry():
+    """Masks [1,0], [0,1], [1,0], weights 1, 1, 2. Over those that store it: (1*2 + 2*4) / 3, and 3."""
+    accumulator = Accumulator(2, counts_coverage=True)
+    for place, value, weight in ((0, 2.0, 1), (1, 3.0, 1), (0, 4.0, 2)):
+        vector = SparseVector(Mask(np.array([place]), 2), np.array([value], np.float32))
+        accumulator.fold(vector, weight)
+    mean = accumulator.mean()
+    np.testing.assert_array_equal(mean.coverage, [0.75, 0.25])
+    np.testing.assert_allclose(mean.values / mean.coverage, [10 / 3, 3.0])

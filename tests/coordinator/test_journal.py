@@ -13,7 +13,10 @@ from protocol.sparse import Mask, SparseVector
 def checkpoint(next_round: int = 4) -> Checkpoint:
     mask = Mask(np.array([1, 5, 6], np.int32), 8)
     weights = SparseVector(mask, np.array([0.5, -1.0, 3e-8], np.float32)).dense()
-    return Checkpoint("run-1", "ab" * 32, next_round, Global(weights, mask), 12.5)
+    state = {"momentum": np.array([[1.5, -2.0]]), "rounds": np.asarray(7)}
+    return Checkpoint(
+        "run-1", "ab" * 32, next_round, Global(weights, mask, state), 12.5, {"pi3": 2, "pi4": 3}
+    )
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
@@ -22,6 +25,11 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
     assert (found.run, found.next_round, found.duration_s) == ("run-1", 4, 12.5)
     assert found.current.weights.tobytes() == checkpoint().current.weights.tobytes()
     assert found.current.mask.same(checkpoint().current.mask)
+    assert found.averaged == {"pi3": 2, "pi4": 3}
+    assert list(found.current.state) == ["momentum", "rounds"]
+    for name, array in checkpoint().current.state.items():
+        assert found.current.state[name].dtype == array.dtype
+        np.testing.assert_array_equal(found.current.state[name], array)
 
 
 def test_every_truncation_is_an_error_that_the_user_understands(tmp_path):

@@ -7,13 +7,15 @@ from torch import nn
 
 from edge_client.kernels import library_path
 from edge_client.runtime import PORTABLE, open_runtime
-from edge_client.session import Trainer, generator
+from edge_client.session import Trainer
 from export import parity
 from export.models import builder
 from protocol import artifact as artifacts
-from protocol.examples import Examples, batches
+from protocol.examples import Examples, batches, num_batches
 from protocol.layout import STATISTIC
 from protocol.messages import Training
+from protocol.method import LocalStep
+from protocol.seeded import generator
 from protocol.sparse import Mask, SparseVector
 
 TRAINING = Training(local_epochs=2, batch_size=16, learning_rate=0.02, momentum=0.9, weight_decay=1e-3)
@@ -79,6 +81,64 @@ def test_training_gives_the_same_bits_for_any_number_of_threads(artifact, exampl
         mask = parity.random_mask(layout, 0.3, np.random.default_rng(3))
         results.add(made.fit(SparseVector.of(flat, mask)).values.tobytes())
     assert len(results) == 1
+
+
+class Recorder(LocalStep):
+    """Runs on half of the weights, turns gradients around once, and counts."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def weights(self, v):
+        self.calls.append("weights")
+        return v / 2
+
+    def gradient(self, g, v):
+        self.calls.append("gradient")
+        return -g
+
+    def project(self, v):
+        self.calls.append("project")
+        v[0] = 0.25
+
+
+def test_a_method_changes_the_steps_of_sgd(artifact, examples):
+    plain = Training(local_epochs=2, batch_size=16, learning_rate=0.02)
+    made, layout, flat = trainer(artifact("mlp"), mnist(), plain)
+    same = made.fit(SparseVector.of(flat, Mask.full(layout.size)), LocalStep())
+    other, _, _ = trainer(artifact("mlp"), mnist(), plain)
+    assert same.values.tobytes() == other.fit(SparseVector.of(flat, Mask.full(layout.size))).values.tobytes()
+
+    step, (made, _, _) = Recorder(), trainer(artifact("mlp"), mnist(), plain)
+    v = made.fit(SparseVector.of(flat, Mask.full(layout.size)), step, num_steps=1).values
+    assert step.calls == ["weights", "gradient", "project"]
+    assert made.num_steps == 1
+    reference, _, _ = trainer(artifact("mlp"), mnist(), plain)
+    batch = next(batches(mnist(), 16, generator(0, "a", 1)))
+    g = reference.gradient(SparseVector(Mask.full(layout.size), flat / 2), batch)
+    np.testing.assert_allclose(v[1:], (flat + np.float32(0.02) * g)[1:], atol=1e-6)
+    assert v[0] == 0.25
+
+
+def test_steps_go_on_over_epochs(artifact):
+    made, layout, flat = trainer(artifact("mlp"), mnist(33))  # 16 + 16, and one example that is left out.
+    assert made.steps_per_epoch == 2
+    made.fit(SparseVector.of(flat, Mask.full(layout.size)), num_steps=5)
+    assert made.num_steps == 5
+    assert [num_batches(n, 16) for n in (1, 15, 16, 17, 18, 32, 33)] == [1, 1, 1, 1, 2, 2, 2]
+    assert num_batches(3, 1) == 3
+
+
+def test_the_loss_of_a_model_is_the_mean_over_its_examples(artifact):
+    made, layout, flat = trainer(artifact("mlp"), mnist(40))
+    given = made.loss_of(SparseVector.of(flat, Mask.full(layout.size)))
+    whole, _, _ = trainer(artifact("mlp"), mnist(40), Training(1, 64, 0.1))
+    assert given == pytest.approx(whole.loss_of(SparseVector.of(flat, Mask.full(layout.size))), rel=1e-5)
+
+
+def mnist(count: int = 160) -> Examples:
+    rng = np.random.default_rng(0)
+    return Examples(rng.standard_normal((count, 1, 28, 28)).astype(np.float32), rng.integers(0, 10, count))
 
 
 def test_a_gradient_says_nothing_about_statistics(artifact, examples):

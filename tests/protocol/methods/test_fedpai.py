@@ -7,10 +7,16 @@ import pytest
 
 from protocol.errors import ConfigError
 from protocol.layout import DENSE, PRUNABLE, Layout
-from protocol.method import TRAIN, Mean
+from protocol.messages import Training
+from protocol.method import TRAIN, Mean, Turn
 from protocol.methods import build
 from protocol.methods.fedpai import SCORE, FedPaI
 from protocol.sparse import Mask, SparseVector, top_k
+
+
+def turn(stage: str = TRAIN) -> Turn:
+    number = 0 if stage == SCORE else 1
+    return Turn(number, stage, 0, Training(local_epochs=1, batch_size=1, learning_rate=0.1))
 
 
 class Quadratic:
@@ -29,7 +35,7 @@ class Quadratic:
         self.calls += 1
         return (self.hessian @ model.dense().astype(np.float64))[model.mask.indices].astype(np.float32)
 
-    def fit(self, model: SparseVector) -> SparseVector:
+    def fit(self, model: SparseVector, step: object = None, num_steps: int | None = None) -> SparseVector:
         return SparseVector(model.mask, model.values + 1)
 
 
@@ -68,21 +74,21 @@ def test_shared_masks_come_from_the_mean_score_and_store_what_is_never_pruned():
     method, layout = FedPaI(0.4), Quadratic(np.eye(6)).layout
     assert method.first_round == 0
     assert [method.stage(n) for n in (0, 1, 2)] == [SCORE, TRAIN, TRAIN]
-    assert method.upload_size(SCORE, layout) == (5, 5)
+    assert method.upload_size(turn(SCORE), layout) == (5, 5)
     initial = weights(6)
     current = method.begin(layout, initial)
-    following = method.aggregate(SCORE, current, Mean(np.array([0.1, 3.0, -5.0, 2.0, 0.0]), 2), layout)
+    following = method.aggregate(turn(SCORE), current, Mean(np.array([0.1, 3.0, -5.0, 2.0, 0.0]), 2), layout)
     # 5 - round(0.6 * 5) = 2 weights, the largest scores and not the largest magnitudes, and the bias.
     assert following.mask.indices.tolist() == [1, 3, 5]
     np.testing.assert_array_equal(following.weights[[1, 3, 5]], initial[[1, 3, 5]])
     np.testing.assert_array_equal(following.weights[[0, 2, 4]], 0.0)
-    assert [method.weight(SCORE, 10), method.weight(TRAIN, 10)] == [1, 10]
+    assert [method.weight(turn(SCORE), 10), method.weight(turn(), 10)] == [1, 10]
 
 
 def test_a_shared_client_uploads_what_changed_at_the_mask():
     local = Quadratic(np.eye(6))
     received = {"weights": SparseVector(Mask.of_model([1, 3], local.layout), np.array([2, 3, 4], np.float32))}
-    uploaded = FedPaI(0.4).client(TRAIN, received, local, {})
+    uploaded = FedPaI(0.4).client(turn(), received, local, {})
     assert uploaded.mask.same(received["weights"].mask)
     np.testing.assert_array_equal(uploaded.values, [1, 1, 1])
 
@@ -92,9 +98,9 @@ def test_the_papers_example_of_personal_masks():
     layout = Layout.of([("w", (2,), PRUNABLE)])
     method = FedPaI(0.5, masks="personal")
     assert method.first_round == 1
-    assert method.weight(TRAIN, 100) == 1
+    assert method.weight(turn(), 100) == 1
     mean = np.mean([[2.0, 0.0], [0.0, 3.0], [4.0, 0.0]], axis=0)
-    following = method.aggregate(TRAIN, method.begin(layout, weights(2)), Mean(mean, 3), layout)
+    following = method.aggregate(turn(), method.begin(layout, weights(2)), Mean(mean, 3), layout)
     np.testing.assert_array_equal(following.weights, [2.0, 0.0])
     assert following.mask.indices.tolist() == [0]
 
@@ -103,14 +109,14 @@ def test_a_personal_mask_is_made_once_on_the_initial_weights_and_never_changes()
     local = Quadratic(a_hessian(21))
     method, memory = FedPaI(0.25, masks="personal"), {}
     initial = SparseVector(Mask.full(21), weights(21))
-    assert method.inputs(TRAIN, memory) == ("weights", "initial")
+    assert method.inputs(turn(), memory) == ("weights", "initial")
     received = {"weights": SparseVector(Mask.full(21), weights(21, 9)), "initial": initial}
-    first = method.client(TRAIN, received, local, memory)
+    first = method.client(turn(), received, local, memory)
     expected = top_k(method.scores(initial, [None], local), 5)  # 20 - round(0.75 * 20)
     np.testing.assert_array_equal(memory["mask"], expected)
-    assert method.inputs(TRAIN, memory) == ("weights",)
+    assert method.inputs(turn(), memory) == ("weights",)
     calls, kept = local.calls, memory["mask"].tobytes()
-    second = method.client(TRAIN, {"weights": SparseVector(Mask.full(21), weights(21, 5))}, local, memory)
+    second = method.client(turn(), {"weights": SparseVector(Mask.full(21), weights(21, 5))}, local, memory)
     assert local.calls == calls
     assert memory["mask"].tobytes() == kept
     for uploaded in (first, second):
@@ -119,7 +125,7 @@ def test_a_personal_mask_is_made_once_on_the_initial_weights_and_never_changes()
     # Weights that the server dropped start at zero on the client's mask, and train: 0 + 1.
     narrow = SparseVector(Mask.of_model([], local.layout), np.array([7.0], np.float32))
     np.testing.assert_array_equal(
-        method.client(TRAIN, {"weights": narrow}, local, memory).values, [1] * 5 + [8]
+        method.client(turn(), {"weights": narrow}, local, memory).values, [1] * 5 + [8]
     )
 
 
