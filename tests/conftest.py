@@ -128,7 +128,12 @@ class Federation:
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(
-        self, method: dict[str, Any], rounds: int, broker: dict[str, Any] | None = None, **cohort: Any
+        self,
+        method: dict[str, Any],
+        rounds: int,
+        broker: dict[str, Any] | None = None,
+        momentum: float = 0.9,
+        **cohort: Any,
     ) -> None:
         """Write the experiment; without `broker` the embedded one is used."""
         port = int(self.url.rpartition(":")[2])
@@ -139,7 +144,12 @@ class Federation:
                     "data": str(self.home / "data"),
                     "rounds": rounds,
                     "method": method,
-                    "training": {"local_epochs": 1, "batch_size": 32, "learning_rate": 0.05, "momentum": 0.9},
+                    "training": {
+                        "local_epochs": 1,
+                        "batch_size": 32,
+                        "learning_rate": 0.05,
+                        "momentum": momentum,
+                    },
                     "cohort": {"clients": self.num_clients, "deadline_s": 60, "join_timeout_s": 60, **cohort},
                     "broker": broker or {"port": port, "client_password": PASSWORD},
                 }

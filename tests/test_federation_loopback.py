@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from coordinator.experiment import CohortConfig, Experiment, WireConfig
+from coordinator.experiment import CohortConfig, Experiment, InitialConfig, ScheduleConfig, WireConfig
 from coordinator.report import EVENTS, read_csv
+from coordinator.service import Progress
 from edge_client.kernels import library_path
 from export.export import export_model
+from protocol import codec
 from protocol.messages import Setting, Training
 from tools.simulate import simulate
 from tools.split import split
@@ -20,6 +22,7 @@ from tools.split import split
 CLIENTS = 4
 DENSE: dict[str, Setting] = {"name": "fedavg"}
 SHARED: dict[str, Setting] = {"name": "fedpai", "density": 0.1}
+PROXSKIP: dict[str, Setting] = {"name": "proxskip", "density": 0.2, "variant": "client"}
 PERSONAL: dict[str, Setting] = {"name": "fedpai", "density": 0.2, "masks": "personal"}
 
 
@@ -53,6 +56,9 @@ def clients(home: Path) -> dict[str, Path]:
 
 def final(home: Path, out: Path, made: Experiment) -> npt.NDArray[np.float32]:
     return simulate(made, clients(home), out).weights
+
+
+PLAIN = Training(local_epochs=1, batch_size=32, learning_rate=0.05)
 
 
 @pytest.mark.parametrize("method", [DENSE, SHARED, PERSONAL], ids=["dense", "shared", "personal"])
@@ -114,3 +120,73 @@ def test_a_client_with_nan_in_its_data_is_left_out_and_named(home, tmp_path):
     events = (tmp_path / "run" / EVENTS).read_text()
     assert "task-refused" in events
     assert "NaN" in events
+
+
+def test_control_variates_sum_to_zero_over_the_wire_with_rounded_uploads_and_absent_clients(home, tmp_path):
+    cohort = CohortConfig(clients=CLIENTS, per_round=2, deadline_s=60, join_timeout_s=30)
+    made = experiment(home, PROXSKIP, rounds=6, training=PLAIN, cohort=cohort, wire=WireConfig("f16", "f32"))
+    simulate(made, clients(home), tmp_path / "run")
+    rows = read_csv(tmp_path / "run" / "rounds.csv")
+    assert [row["alarms"] for row in rows] == ["0"] * 6
+    assert all(float(row["control_sum"]) < 1e-4 for row in rows)
+    assert all(float(row["density"]) == pytest.approx(0.2, abs=1e-3) for row in rows)
+    assert float(rows[-1]["union_density"]) > 0.2
+    # What all clients hold now, with what their next task would tell them, sums to zero.
+    last = {}
+    for line in (tmp_path / "run" / EVENTS).read_text().splitlines():
+        event = json.loads(line)
+        if event["event"] == "round-opened":
+            last.update(dict.fromkeys(event["cohort"], event["round"]))
+    size, total = 0, 0.0
+    for client_id, number in last.items():
+        (path,) = (tmp_path / "run" / "state" / client_id).glob("memory-*.npz")
+        with np.load(path) as memory:
+            assert int(memory["pending_round"]) == number
+            rounded = memory["pending.values"][memory["pending.indices"] < 65_824]
+            np.testing.assert_array_equal(rounded, rounded.astype(np.float16))
+            size = len(memory["control"])
+            sent = np.zeros(66_474, np.float32)
+            sent[memory["pending.indices"]] = memory["pending.values"]
+            body = (tmp_path / "run" / "means" / f"{number}.bin").read_bytes()
+            mean = codec.decode(body, 66_474, 65_824, {}).dense()
+            total = total + memory["control"] + float(memory["pending.scale"]) * (mean - sent)[:size]
+    assert np.abs(total).max() < 1e-4
+    assert {int(path.stem) for path in (tmp_path / "run" / "means").iterdir()} == set(last.values())
+
+
+def test_a_client_that_lost_its_state_raises_an_alarm(home, tmp_path):
+    def lose(progress: Progress) -> None:
+        if progress.row is not None and progress.round_number == 2:
+            (path,) = (tmp_path / "run" / "state" / "client-001").glob("memory-*.npz")
+            path.unlink()
+
+    simulate(experiment(home, PROXSKIP, rounds=4, training=PLAIN), clients(home), tmp_path / "run", lose)
+    rows = read_csv(tmp_path / "run" / "rounds.csv")
+    assert [row["alarms"] for row in rows] == ["0", "0", "1", "0"]
+    events = [json.loads(line) for line in (tmp_path / "run" / EVENTS).read_text().splitlines()]
+    (alarm,) = (event for event in events if event["event"] == "alarm")
+    assert "client-001 follows round None, its last averaged round is 2" in alarm["reason"]
+
+
+@pytest.mark.parametrize("method", [DENSE, PERSONAL], ids=["dense", "personal"])
+def test_the_initial_model_travels_as_a_seed(method, home, tmp_path):
+    made = {
+        source: experiment(home, method, initial=InitialConfig(source)) for source in ("artifact", "seed")
+    }
+    ends, down = {}, {}
+    for source, one in made.items():
+        ends[source] = final(home, tmp_path / source, one)
+        rows = read_csv(tmp_path / source / "rounds.csv")
+        assert [row["dropouts"] for row in rows] == ["0", "0"]
+        down[source] = int(rows[0]["download_bytes"])
+    assert down["artifact"] - down["seed"] > 3.3 * CLIENTS * 66_474  # Four bytes each, less what zstd saves.
+    assert ends["artifact"].tobytes() != ends["seed"].tobytes()
+
+
+def test_a_falling_learning_rate_reaches_the_clients(home, tmp_path):
+    flat = final(home, tmp_path / "a", experiment(home, DENSE))
+    falling = final(home, tmp_path / "b", experiment(home, DENSE, schedule=ScheduleConfig(1e-6)))
+    first = final(home, tmp_path / "c", experiment(home, DENSE, rounds=1))
+    # The second of two rounds has 0.05 * (1e-6 / 0.05)^(1/2) = 2e-4: next to nothing.
+    moved = [np.linalg.norm((end - first)[:65_824]) for end in (falling, flat)]
+    assert moved[0] < 0.05 * moved[1]

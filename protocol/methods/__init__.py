@@ -12,8 +12,9 @@ from protocol.messages import Setting
 from protocol.method import Method
 from protocol.methods.fedavg import FedAvg
 from protocol.methods.fedpai import FedPaI
+from protocol.methods.proxskip import ProxSkip
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (FedAvg, FedPaI)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (FedAvg, FedPaI, ProxSkip)}
 
 
 def build(name: str, settings: Mapping[str, Setting]) -> Method:
