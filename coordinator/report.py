@@ -56,6 +56,7 @@ class RoundRow:
     energy_uncertainty_j: float | None
     duration_s: float
     empty_layers: int  # Prunable tensors without a stored weight: a collapsed layer shows here.
+    min_layer_density: float | None = None  # Of the tensor that lost most.
     union_density: float | None = None  # Of what travels down: above `density` where clients' masks differ.
     control_sum: float | None = None  # Largest entry of the clients' summed control variates; None: no such.
     alarms: int = 0  # Broken invariants, each named in events.jsonl.

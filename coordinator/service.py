@@ -32,11 +32,12 @@ from coordinator.transfers import Downlink, Uplink
 from protocol import codec
 from protocol.artifact import Manifest
 from protocol.errors import ConfigError
-from protocol.layout import PRUNABLE, Layout, Vector
+from protocol.layout import Vector
 from protocol.messages import BlobRef, End, Hello, Seeded, Task, encode
 from protocol.method import CONTROL_SUM, TRAIN, Global, Turn
+from protocol.pruning import densities
 from protocol.seeded import initial as draw
-from protocol.sparse import Mask, SparseVector
+from protocol.sparse import SparseVector
 from protocol.topics import HELLO, Topics
 from protocol.transport import Transport
 
@@ -203,7 +204,7 @@ class Coordinator:
             return current, 0
         layout = self._manifest.layout
         following = self._method.aggregate(turn, current, open_.accumulator.mean(), layout)
-        found = [self._method.alarm(following)]
+        found = [self._method.alarm(following, layout)]
         if self._method.commits and turn.stage == TRAIN:
             found += self._commit(open_, following)
         alarms = [text for text in found if text]
@@ -296,6 +297,7 @@ class Coordinator:
     ) -> RoundRow:
         round_, layout = open_.round, self._manifest.layout
         model = self._method.model(current, layout)
+        layers = densities(model.mask, layout).values()
         controls = current.state.get(CONTROL_SUM)
         known = [phase.energy_j for phase in open_.phases if phase.energy_j is not None]
         is_known = bool(known) and len(known) == len(open_.phases)
@@ -318,7 +320,8 @@ class Coordinator:
             energy_j=sum(known) if is_known else None,
             energy_uncertainty_j=sum(p.uncertainty_j or 0.0 for p in open_.phases) if is_known else None,
             duration_s=self._clock() - round_.opened_s,
-            empty_layers=empty_layers(model.mask, layout),
+            empty_layers=sum(density == 0 for density in layers),
+            min_layer_density=min(layers, default=1.0),
             union_density=current.mask.below(layout.num_prunable).density,
             control_sum=float(np.abs(controls).max(initial=0.0)) if controls is not None else None,
             alarms=alarms,
@@ -338,10 +341,3 @@ class Coordinator:
             now_s = self._clock()
             self._down.tick(now_s)
             self._up.tick(now_s)
-
-
-def empty_layers(mask: Mask, layout: Layout) -> int:
-    """Count prunable tensors without a stored weight."""
-    edges = [(p.offset, p.end) for p in layout.of_role(PRUNABLE)]
-    counts = np.searchsorted(mask.indices, np.asarray(edges).reshape(-1)).reshape(-1, 2)
-    return int((counts[:, 0] == counts[:, 1]).sum())

@@ -207,6 +207,6 @@ class Method(msgspec.Struct, frozen=True):
         """Return the model that the state stands for: its weights and mask."""
         return current
 
-    def alarm(self, current: Global) -> str:
+    def alarm(self, current: Global, layout: Layout) -> str:
         """Return what is wrong with the state, "" if nothing: an invariant that the method relies on."""
         return ""

@@ -23,6 +23,7 @@ CLIENTS = 4
 DENSE: dict[str, Setting] = {"name": "fedavg"}
 SHARED: dict[str, Setting] = {"name": "fedpai", "density": 0.1}
 PROXSKIP: dict[str, Setting] = {"name": "proxskip", "density": 0.2, "variant": "client"}
+SPARSYFED: dict[str, Setting] = {"name": "sparsyfed", "density": 0.1}
 PERSONAL: dict[str, Setting] = {"name": "fedpai", "density": 0.2, "masks": "personal"}
 
 
@@ -190,3 +191,17 @@ def test_a_falling_learning_rate_reaches_the_clients(home, tmp_path):
     # The second of two rounds has 0.05 * (1e-6 / 0.05)^(1/2) = 2e-4: next to nothing.
     moved = [np.linalg.norm((end - first)[:65_824]) for end in (falling, flat)]
     assert moved[0] < 0.05 * moved[1]
+
+
+def test_sparsyfed_learns_with_pruned_activations_and_the_same_bits(home, tmp_path):
+    made = experiment(home, SPARSYFED, rounds=6, training=Training(1, 32, 0.3, weight_decay=1e-3))
+    first = final(home, tmp_path / "a", made)
+    rows = read_csv(tmp_path / "a" / "rounds.csv")
+    assert [row["dropouts"] for row in rows] == ["0"] * 6  # No client lacks the graph that can prune.
+    assert float(rows[-1]["accuracy"]) > 0.8
+    union = [float(row["union_density"]) for row in rows]
+    assert union == sorted(union, reverse=True)
+    assert all(float(row["min_layer_density"]) > 0 for row in rows)
+    assert final(home, tmp_path / "b", made).tobytes() == first.tobytes()
+    made.method = {**SPARSYFED, "activation_pruning": False}
+    assert final(home, tmp_path / "c", made).tobytes() != first.tobytes()

@@ -13,8 +13,12 @@ from protocol.method import Method
 from protocol.methods.fedavg import FedAvg
 from protocol.methods.fedpai import FedPaI
 from protocol.methods.proxskip import ProxSkip
+from protocol.methods.sparsyfed import SparsyFed
+from protocol.methods.topk import TopK
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (FedAvg, FedPaI, ProxSkip)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (FedAvg, FedPaI, SparsyFed, ProxSkip, TopK)
+}
 
 
 def build(name: str, settings: Mapping[str, Setting]) -> Method:

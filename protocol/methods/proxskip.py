@@ -152,7 +152,7 @@ class ProxSkip(Method, frozen=True):
         pruned = self.top(current.vector, layout)
         return Global(pruned.dense(), pruned.mask)
 
-    def alarm(self, current: Global) -> str:
+    def alarm(self, current: Global, layout: Layout) -> str:
         """The control variates must sum to zero."""
         found = float(np.abs(current.state[CONTROL_SUM]).max(initial=0.0))
         if found <= TOLERANCE * float(current.state["control_size"]):
