@@ -12,12 +12,13 @@ from protocol.messages import Setting
 from protocol.method import Method
 from protocol.methods.fedavg import FedAvg
 from protocol.methods.fedpai import FedPaI
+from protocol.methods.magnitude import Magnitude
 from protocol.methods.proxskip import ProxSkip
 from protocol.methods.sparsyfed import SparsyFed
 from protocol.methods.topk import TopK
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (FedAvg, FedPaI, SparsyFed, ProxSkip, TopK)
+    method.name: method for method in (FedAvg, FedPaI, SparsyFed, Magnitude, ProxSkip, TopK)
 }
 
 
