@@ -8,8 +8,8 @@ FedPaI-U, the unstructured variant. Two modes differ in whose mask it is:
   it, and the server keeps the top kappa = density * N of the plain mean. With non-IID clients the
   masks barely overlap, and the mean shrinks what few clients hold: measure before you choose.
 
-GraSP (Wang et al., 2020): keep the weights with the largest theta * (H g), which hold up the
-gradient flow. H g is a central difference of gradients, since ONNX Runtime has no second order.
+Other scores than GraSP's are in saliency.py. Those that need no data need no round 0 either: the
+server computes the mask. With score = "snip" and a shared mask this is SSFL (Ohib et al., 2024).
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 import numpy as np
 
+from protocol.errors import ConfigError
 from protocol.layout import Layout, Vector
+from protocol.messages import Training
 from protocol.method import TRAIN, Batch, Global, LocalTraining, Mean, Memory, Method, Turn
+from protocol.saliency import grasp, snip, without_data
 from protocol.sparse import Mask, SparseVector, num_kept, top_k
 
 SCORE = "score"
-
-# Relative length of the finite difference. In float32, 1e-6 reproduces 97-99% of the exact mask;
-# longer steps cross ReLU kinks (1e-4 leaves 10-20%).
-STEP = 1e-6
 
 
 class FedPaI(Method, frozen=True):
@@ -38,22 +37,40 @@ class FedPaI(Method, frozen=True):
 
     density: Annotated[float, msgspec.Meta(gt=0, le=1)]
     masks: Literal["shared", "personal"] = "shared"
-    temperature: Annotated[float, msgspec.Meta(gt=0)] = 200.0  # Of the scoring loss's logits.
+    score: Literal["grasp", "snip", "synflow", "magnitude", "random"] = "grasp"
+    temperature: Annotated[float, msgspec.Meta(gt=0)] = 200.0  # Of the logits in GraSP's loss.
     examples_per_class: Annotated[int, msgspec.Meta(ge=1)] = 10  # Fewer where a client has fewer.
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether clients score."""
+        return self.score in ("grasp", "snip")
 
     @property
     def first_round(self) -> int:
         """Round 0 collects scores for the shared mask."""
-        return 0 if self.masks == "shared" else 1
+        return 0 if self.masks == "shared" and self.needs_data else 1
 
     @property
     def fixed_mask(self) -> bool:
         """The shared mask is fixed; the top kappa of personal ones moves."""
         return self.masks == "shared"
 
+    def check(self, training: Training, download_values: str) -> None:
+        """Personal masks come from personal data."""
+        if self.masks == "personal" and not self.needs_data:
+            raise ConfigError(f"score = {self.score!r} is the same for all clients: use masks = 'shared'")
+
     def stage(self, round_number: int) -> str:
         """Score once, then train."""
         return SCORE if round_number == 0 else TRAIN
+
+    def begin(self, layout: Layout, initial: Vector) -> Global:
+        """Start dense until scores have come, or at the mask that needs none."""
+        if self.needs_data:
+            return Global(initial, Mask.full(layout.size))
+        mask = Mask.of_model(without_data(self.score, layout, initial, self.density), layout)
+        return Global(SparseVector.of(initial, mask).dense(), mask)
 
     def broadcast(
         self, turn: Turn, current: Global, initial: Vector, layout: Layout
@@ -77,38 +94,22 @@ class FedPaI(Method, frozen=True):
     ) -> SparseVector:
         """Return scores, or what training changed (shared), or the trained weights (personal)."""
         layout, weights = local.layout, received["weights"]
-        batches = local.scoring_batches(self.examples_per_class)
         if turn.stage == SCORE:
+            batches = local.scoring_batches(self.examples_per_class)
             return SparseVector(Mask.full(layout.num_prunable), self.scores(weights, batches, local))
         if self.masks == "shared":
             return SparseVector(weights.mask, local.fit(weights).values - weights.values)
         if "mask" not in memory:
+            batches = local.scoring_batches(self.examples_per_class)
             scores = self.scores(received["initial"], batches, local)
             memory["mask"] = top_k(scores, num_kept(self.density, layout.num_prunable))
         return local.fit(weights.restrict(Mask.of_model(memory["mask"], layout)))
 
     def scores(self, model: SparseVector, batches: Sequence[Batch], local: LocalTraining) -> Vector:
-        """Return theta * (H g) of the prunable weights of a dense model; the largest are kept.
-
-        Scaled to a root mean square of 1, so that every client has the same say in the mean.
-        """
-        num_prunable = local.layout.num_prunable
-        theta = model.values[:num_prunable]
-
-        def gradient(weights: Vector) -> Vector:
-            moved = SparseVector(model.mask, np.concatenate([weights, model.values[num_prunable:]]))
-            total = sum(local.gradient(moved, batch, self.temperature)[:num_prunable] for batch in batches)
-            return np.asarray(total, np.float32)
-
-        g = gradient(theta)
-        length = float(np.linalg.norm(g))
-        if length == 0.0:
-            return np.zeros_like(theta)
-        step = np.float32(STEP * float(np.linalg.norm(theta)) / length)
-        hg = (gradient(theta + step * g) - gradient(theta - step * g)) / (2 * step)
-        scores = theta * hg
-        scale = float(np.sqrt(np.mean(np.square(scores, dtype=np.float64))))
-        return np.asarray(scores / scale if scale > 0 else scores, np.float32)
+        """Return the scores of a dense model's prunable weights; the largest are kept."""
+        if self.score == "snip":
+            return snip(model, batches, local)
+        return grasp(model, batches, local, self.temperature)
 
     # Server half
 

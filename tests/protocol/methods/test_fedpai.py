@@ -11,6 +11,7 @@ from protocol.messages import Training
 from protocol.method import TRAIN, Mean, Turn
 from protocol.methods import build
 from protocol.methods.fedpai import SCORE, FedPaI
+from protocol.saliency import snip, without_data
 from protocol.sparse import Mask, SparseVector, top_k
 
 
@@ -143,3 +144,88 @@ def test_a_personal_mask_is_made_once_on_the_initial_weights_and_never_changes()
 def test_a_wrong_setting_is_named(name, settings, said):
     with pytest.raises(ConfigError, match=said):
         build(name, settings)
+
+
+def test_the_ranking_does_not_depend_on_the_scale_of_the_loss():
+    theta = SparseVector(Mask.full(21), weights(21))
+    one, hundred = (
+        FedPaI(0.5).scores(theta, [None], Quadratic(scale * a_hessian(21))) for scale in (1.0, 128.0)
+    )
+    np.testing.assert_array_equal(np.argsort(one), np.argsort(hundred))
+
+
+def test_snip_is_the_weight_times_the_gradient():
+    local, theta = Quadratic(a_hessian(21), num_batches=2), weights(21)
+    found = snip(SparseVector(Mask.full(21), theta), local.scoring_batches(1), local)
+    exact = np.abs(theta * (local.hessian @ theta))[:20]
+    np.testing.assert_allclose(found, exact / np.sqrt(np.mean(exact**2)), rtol=1e-4)
+    method = FedPaI(0.25, score="snip")
+    assert method.first_round == 0
+    model = {"weights": SparseVector(Mask.full(21), theta)}
+    np.testing.assert_array_equal(method.client(turn(SCORE), model, local, {}).values, found)
+
+
+@pytest.mark.parametrize("score", ["magnitude", "random", "synflow"])
+def test_scores_without_data_need_no_round_of_scoring(score):
+    method, initial = FedPaI(0.25, score=score), weights(21)
+    layout = Layout.of([("w", (2, 10), PRUNABLE), ("b", (1,), DENSE)])
+    assert method.first_round == 1
+    start = method.begin(layout, initial)
+    assert start.mask.below(20).nnz == 5
+    assert start.mask.same(method.begin(layout, initial).mask)
+    np.testing.assert_array_equal(start.weights[start.mask.indices], initial[start.mask.indices])
+    if score == "magnitude":
+        assert set(start.mask.below(20).indices) == set(np.argsort(-np.abs(initial[:20]))[:5])
+    if score == "random":
+        assert not start.mask.same(method.begin(layout, weights(21, 5)).mask)
+
+
+def test_synflow_scores_are_torchs_gradient_of_the_outputs_sum():
+    torch = pytest.importorskip("torch")
+    from torch import nn
+
+    from protocol.saliency import _path_sums
+
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 3, 3, bias=False),
+        nn.MaxPool2d(2),
+        nn.Conv2d(3, 4, 2, bias=False),
+        nn.Flatten(),
+        nn.Linear(16, 5, bias=False),
+        nn.Linear(5, 3, bias=False),
+    )
+    layout = Layout.of([(name, tuple(p.shape), PRUNABLE) for name, p in net.named_parameters()])
+    with torch.no_grad():
+        for p in net.parameters():
+            p.abs_()
+    net(torch.ones(1, 2, 8, 8)).sum().backward()
+    exact = np.concatenate([(p * p.grad).detach().numpy().reshape(-1) for p in net.parameters()])
+    alive = np.concatenate([p.detach().numpy().reshape(-1) for p in net.parameters()]).astype(np.float64)
+    np.testing.assert_allclose(_path_sums(alive, layout), exact, rtol=1e-4)
+
+
+def test_synflow_empties_no_layer_where_magnitude_does():
+    layout = Layout.of([("a", (30, 400), PRUNABLE), ("b", (30, 30), PRUNABLE), ("c", (10, 30), PRUNABLE)])
+    rng = np.random.default_rng(0)
+    parts = [rng.standard_normal(p.shape) / np.sqrt(p.shape[1]) for p in layout.pieces]
+    initial = np.concatenate([part.reshape(-1) for part in parts]).astype(np.float32)
+    counts = {}
+    for score in ("magnitude", "synflow"):
+        found = without_data(score, layout, initial, 0.02)
+        counts[score] = [np.sum((found >= p.offset) & (found < p.end)) for p in layout.pieces]
+        assert sum(counts[score]) == 264  # 13,200 - round(.98 * 13,200)
+    assert counts["magnitude"][0] == 0
+    assert min(counts["synflow"]) > 0
+
+
+def test_synflow_refuses_networks_with_branches():
+    layout = Layout.of([("conv", (8, 3, 3, 3), PRUNABLE), ("shortcut", (8, 3, 1, 1), PRUNABLE)])
+    with pytest.raises(ConfigError, match="shortcut takes 3 values where 8 come"):
+        FedPaI(0.5, score="synflow").begin(layout, weights(layout.size))
+
+
+def test_a_personal_mask_needs_personal_data():
+    FedPaI(0.5, masks="personal", score="snip").check(turn().training, "f32")
+    with pytest.raises(ConfigError, match="same for all clients"):
+        FedPaI(0.5, masks="personal", score="random").check(turn().training, "f32")
