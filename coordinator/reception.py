@@ -149,7 +149,8 @@ class Reception:
         verdict = open_.round.announce(update.client_id, update.round_number, self._clock())
         if verdict == "accepted":
             open_.announced[update.client_id] = update
-            self._up.begin(update.client_id, update.body)
+            limit = codec.max_body_bytes(open_.upload_size[0])
+            self._up.begin(update.client_id, update.body, limit)
         elif open_.accepted.get(update.client_id) == update.body.digest:
             self._receipt(update, "duplicate")
         elif verdict == "late":

@@ -90,7 +90,7 @@ class Coordinator:
         self._settings = {key: value for key, value in experiment.method.items() if key != "name"}
         self._topics = Topics(experiment.broker.fleet)
         self._down = Downlink(transport, self._topics)
-        self._up = Uplink(transport, self._topics, codec.max_body_bytes(manifest.layout.size))
+        self._up = Uplink(transport, self._topics)
         self._artifact = self._down.offer(manifest.raw)
         for name in manifest.files:
             self._down.offer((artifact / name).read_bytes())
@@ -157,7 +157,8 @@ class Coordinator:
         """Ask a cohort, collect, aggregate, evaluate, report."""
         layout = self._manifest.layout
         training = self._experiment.training_in(number)
-        turn = Turn(number, self._method.stage(number), self._experiment.seed, training)
+        population = self._experiment.cohort.clients
+        turn = Turn(number, self._method.stage(number), self._experiment.seed, training, population)
         opened_s = self._clock()
         asked = self._experiment.cohort.per_round or len(self._reception.fleet.present)
         cohort = choose(self._reception.fleet.present, asked, self._experiment.seed, number)

@@ -60,18 +60,18 @@ class Downlink:
 class Uplink:
     """Fetches the bodies of updates."""
 
-    def __init__(self, transport: Transport, topics: Topics, max_bytes: int) -> None:
-        """Accept bodies of up to `max_bytes`."""
-        self._transport, self._topics, self._max_bytes = transport, topics, max_bytes
+    def __init__(self, transport: Transport, topics: Topics) -> None:
+        """Nothing is on its way."""
+        self._transport, self._topics = transport, topics
         self._assemblies: dict[str, Assembly] = {}
 
-    def begin(self, client_id: str, ref: BlobRef) -> None:
+    def begin(self, client_id: str, ref: BlobRef, max_bytes: int) -> None:
         """Fetch a client's body; an unfinished earlier one is forgotten.
 
         Raises:
-            LimitExceeded: it is announced larger than any body of this model.
+            LimitExceeded: it is announced larger than `max_bytes`.
         """
-        self._assemblies[client_id] = Assembly(ref, self._max_bytes)
+        self._assemblies[client_id] = Assembly(ref, max_bytes)
 
     def chunk(self, client_id: str, digest: str, payload: bytes) -> bytes | None:
         """Take in a chunk. Return the body when it is complete.

@@ -287,7 +287,7 @@ class Daemon:
 
 def _turn(task: Task) -> Turn:
     """What the method is told of the task."""
-    return Turn(task.round_number, task.stage, task.seed, task.training, task.averaged)
+    return Turn(task.round_number, task.stage, task.seed, task.training, averaged=task.averaged)
 
 
 def _drawn(task: Task, layout: Layout) -> SparseVector:

@@ -24,6 +24,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from protocol.errors import ConfigError
 from protocol.layout import Layout, Vector
 from protocol.messages import Training
 from protocol.sparse import Mask, SparseVector
@@ -43,6 +44,7 @@ class Turn:
     stage: str  # What the round is for: TRAIN, or a word of the method's own.
     seed: int  # Of the run: what all clients must draw alike is drawn from it.
     training: Training
+    population: int = 0  # Server half: how many clients the run has.
     averaged: int | None = None  # Client half: the last round whose mean has an upload of this client.
 
 
@@ -122,6 +124,16 @@ class LocalTraining(Protocol):
 
     def as_sent(self, upload: SparseVector) -> SparseVector:
         """Return what the coordinator will read when this is uploaded: rounded as the wire rounds."""
+
+
+def refuse_momentum(name: str, training: Training) -> None:
+    """Control variates follow from the steps of plain SGD.
+
+    Raises:
+        ConfigError: local training has momentum.
+    """
+    if training.momentum:
+        raise ConfigError(f"method {name!r} corrects steps of plain SGD: set training.momentum = 0")
 
 
 class Method(msgspec.Struct, frozen=True):

@@ -89,7 +89,7 @@ class Federation:
     def turn(self, client: int | None = None) -> Turn:
         averaged = None if client is None else self.averaged.get(client)
         stage = self.method.stage(self.number)
-        return Turn(self.number, stage, self.seed, self.training, averaged)
+        return Turn(self.number, stage, self.seed, self.training, len(self.clients), averaged)
 
     def round(self, cohort: Collection[int] | None = None, lost: Collection[int] = ()) -> None:
         """Run a round with these clients, of which the uploads of some never arrive."""
@@ -117,6 +117,10 @@ class Federation:
         wanted = self.method.inputs(turn, memory)
         received = {name: vector for name, vector in {**bodies, **mean}.items() if name in wanted}
         return self.method.client(turn, received, self.clients[i], memory)
+
+    def uploads_mean(self) -> np.ndarray:
+        """Plain mean of the last round's uploads."""
+        return np.mean([upload.dense() for upload in self.uploads.values()], axis=0)
 
     def settled(self) -> list[np.ndarray]:
         """Every client's control variate, with what is pending applied as its next task would."""

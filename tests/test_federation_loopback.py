@@ -16,6 +16,7 @@ from edge_client.kernels import library_path
 from export.export import export_model
 from protocol import codec
 from protocol.messages import Setting, Training
+from protocol.methods import METHODS
 from tools.simulate import simulate
 from tools.split import split
 
@@ -205,3 +206,34 @@ def test_sparsyfed_learns_with_pruned_activations_and_the_same_bits(home, tmp_pa
     assert final(home, tmp_path / "b", made).tobytes() == first.tobytes()
     made.method = {**SPARSYFED, "activation_pruning": False}
     assert final(home, tmp_path / "c", made).tobytes() != first.tobytes()
+
+
+EVERY: dict[str, dict[str, Setting]] = {
+    "magnitude": {"density": 0.5, "bits": 8},
+    "proxskip": {"density": 0.2},
+    "topk": {"density": 0.2},
+    "gradient_topk": {"density": 0.1},
+    "fedprox": {},
+    "scaffold": {},
+    "fedopt": {},
+    "zerofl": {"density": 0.3, "mask_ratio": 0.2},
+    "flash": {"density": 0.2, "warmup_epochs": 2},
+    "feddst": {"density": 0.3, "every": 2},
+    "lotteryfl": {"density": 0.3},
+    "prunefl": {"density": 0.3, "every": 2},
+    "ssfl": {"density": 0.2},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_learns_on_real_clients_to_the_same_bits(name, home, tmp_path):
+    if name in ("fedavg", "fedpai", "sparsyfed"):
+        pytest.skip("has tests of its own above")
+    made = experiment(home, {"name": name, **EVERY[name]}, rounds=4, training=PLAIN)
+    first = final(home, tmp_path / "a", made)
+    rows = read_csv(tmp_path / "a" / "rounds.csv")
+    assert [row["updates"] for row in rows] == [str(CLIENTS)] * len(rows)
+    assert sum(int(row["alarms"]) for row in rows) == 0
+    assert float(rows[-1]["accuracy"]) > 0.5  # Chance is 0.1; four short rounds.
+    assert final(home, tmp_path / "b", made).tobytes() == first.tobytes()

@@ -11,15 +11,41 @@ from protocol.errors import ConfigError
 from protocol.messages import Setting
 from protocol.method import Method
 from protocol.methods.fedavg import FedAvg
+from protocol.methods.feddst import FedDST
+from protocol.methods.fedopt import FedOpt
 from protocol.methods.fedpai import FedPaI
+from protocol.methods.fedprox import FedProx
+from protocol.methods.flash import Flash
+from protocol.methods.gradient_topk import GradientTopK
+from protocol.methods.lotteryfl import LotteryFL
 from protocol.methods.magnitude import Magnitude
 from protocol.methods.proxskip import ProxSkip
+from protocol.methods.prunefl import PruneFL
+from protocol.methods.scaffold import Scaffold
 from protocol.methods.sparsyfed import SparsyFed
+from protocol.methods.ssfl import SSFL
 from protocol.methods.topk import TopK
+from protocol.methods.zerofl import ZeroFL
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (FedAvg, FedPaI, SparsyFed, Magnitude, ProxSkip, TopK)
-}
+_ALL: tuple[type[Method], ...] = (
+    FedAvg,
+    FedPaI,
+    SparsyFed,
+    Magnitude,
+    ProxSkip,
+    TopK,
+    GradientTopK,
+    FedProx,
+    Scaffold,
+    FedOpt,
+    ZeroFL,
+    Flash,
+    FedDST,
+    LotteryFL,
+    PruneFL,
+    SSFL,
+)
+METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 
 
 def build(name: str, settings: Mapping[str, Setting]) -> Method:

@@ -37,13 +37,24 @@ from protocol.commit import is_due, promise, settle
 from protocol.errors import ConfigError
 from protocol.layout import Layout, Vector
 from protocol.messages import Training
-from protocol.method import CONTROL_SUM, Global, LocalStep, LocalTraining, Mean, Memory, Method, Turn
+from protocol.method import (
+    CONTROL_SUM,
+    Global,
+    LocalStep,
+    LocalTraining,
+    Mean,
+    Memory,
+    Method,
+    Turn,
+    refuse_momentum,
+)
 from protocol.pruning import Scope, largest, prune, support
 from protocol.seeded import geometric
 from protocol.sparse import Mask, SparseVector
 
 # Relative size of a sum that rounding cannot explain: float32 leaves 1e-5 after a hundred rounds.
 TOLERANCE = 1e-3
+PRUNED_UPLOADS = ("ste", "client", "local")
 
 
 class ProxSkip(Method, frozen=True):
@@ -66,12 +77,10 @@ class ProxSkip(Method, frozen=True):
 
     def check(self, training: Training, download_values: str) -> None:
         """The theory has plain SGD, and the sum of control variates needs the very mean."""
-        if training.momentum:
-            raise ConfigError("method 'proxskip' corrects each step of plain SGD: set training.momentum = 0")
+        refuse_momentum(self.name, training)
         if download_values != "f32":
             raise ConfigError(
-                "method 'proxskip' needs the mean without loss: set wire.download_values = 'f32', "
-                f"not {download_values!r}"
+                f"method {self.name!r} needs the mean without loss: wire.download_values = 'f32'"
             )
 
     # Server half
@@ -107,15 +116,10 @@ class ProxSkip(Method, frozen=True):
         step = ControlledStep(h, x.mask, layout, self)
         num_steps = geometric(p, turn.seed, "steps", turn.number)
         x_hat = local.fit(x, step, num_steps if self.local_steps == "geometric" else round(1 / p))
-        sent = local.as_sent(self.top(x_hat, layout) if self.prunes_upload else x_hat)
+        sent = local.as_sent(self.top(x_hat, layout) if self.variant in PRUNED_UPLOADS else x_hat)
         scale = p / turn.training.learning_rate
         promise(memory, turn, indices=sent.mask.indices, values=sent.values, scale=scale)
         return sent
-
-    @property
-    def prunes_upload(self) -> bool:
-        """Whether clients prune."""
-        return self.variant in ("ste", "client", "local")
 
     def latent(self, weights: SparseVector, layout: Layout) -> SparseVector:
         """Return x_i at the start of a round: dense, since steps move what is pruned too."""
@@ -154,8 +158,8 @@ class ProxSkip(Method, frozen=True):
 
     def alarm(self, current: Global, layout: Layout) -> str:
         """The control variates must sum to zero."""
-        found = float(np.abs(current.state[CONTROL_SUM]).max(initial=0.0))
-        if found <= TOLERANCE * float(current.state["control_size"]):
+        found = float(np.abs(current.state.get(CONTROL_SUM, np.zeros(0))).max(initial=0.0))
+        if found <= TOLERANCE * float(current.state.get("control_size", 0.0)):
             return ""
         return f"the control variates sum to {found:.3g}, not zero: the method no longer converges to the optimum"
 

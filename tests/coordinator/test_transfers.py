@@ -65,16 +65,16 @@ def test_what_was_withdrawn_is_not_published():
     assert client.receive(0) is None
 
 
-def uplink(max_bytes: int = 1 << 20) -> tuple[Uplink, LoopbackHub]:
+def uplink() -> tuple[Uplink, LoopbackHub]:
     hub = LoopbackHub()
-    return Uplink(hub.connect("coordinator"), TOPICS, max_bytes), hub
+    return Uplink(hub.connect("coordinator"), TOPICS), hub
 
 
 def test_a_body_is_asked_for_and_put_together():
     up, hub = uplink()
     client = hub.connect("a")
     client.subscribe(TOPICS.of(FETCH, "a"))
-    up.begin("a", REF)
+    up.begin("a", REF, 1 << 20)
     up.tick(0.0)
     packet = client.receive(0)
     assert packet is not None
@@ -91,13 +91,13 @@ def test_a_body_is_asked_for_and_put_together():
 
 
 def test_a_body_beyond_the_limit_is_refused_when_it_is_announced():
-    up, _ = uplink(max_bytes=1000)
+    up, _ = uplink()
     with pytest.raises(LimitExceeded):
-        up.begin("a", REF)
+        up.begin("a", REF, 1000)
 
 
 def test_other_bytes_than_announced_are_an_error():
     up, _ = uplink()
-    up.begin("a", BlobRef("ab" * 32, 5))
+    up.begin("a", BlobRef("ab" * 32, 5), 1 << 20)
     with pytest.raises(DigestMismatch):
         up.chunk("a", "ab" * 32, pack_chunk(0, b"12345"))
