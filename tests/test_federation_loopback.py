@@ -211,6 +211,7 @@ def test_sparsyfed_learns_with_pruned_activations_and_the_same_bits(home, tmp_pa
 EVERY: dict[str, dict[str, Setting]] = {
     "magnitude": {"density": 0.5, "bits": 8},
     "proxskip": {"density": 0.2},
+    "fedpai_proxskip": {"density": 0.2},
     "topk": {"density": 0.2},
     "gradient_topk": {"density": 0.1},
     "fedprox": {},

@@ -14,6 +14,7 @@ from protocol.methods.fedavg import FedAvg
 from protocol.methods.feddst import FedDST
 from protocol.methods.fedopt import FedOpt
 from protocol.methods.fedpai import FedPaI
+from protocol.methods.fedpai_proxskip import FedPaIProxSkip
 from protocol.methods.fedprox import FedProx
 from protocol.methods.flash import Flash
 from protocol.methods.gradient_topk import GradientTopK
@@ -33,6 +34,7 @@ _ALL: tuple[type[Method], ...] = (
     SparsyFed,
     Magnitude,
     ProxSkip,
+    FedPaIProxSkip,
     TopK,
     GradientTopK,
     FedProx,
