@@ -8,7 +8,6 @@ The loop is single-threaded and owns all state; time is read here and handed to 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import time
@@ -16,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from coordinator.aggregate import Accumulator
@@ -25,19 +23,17 @@ from coordinator.commits import Commits
 from coordinator.evaluate import Evaluator, Scores
 from coordinator.experiment import Experiment
 from coordinator.journal import Checkpoint, save
+from coordinator.offers import Offers
 from coordinator.reception import OpenRound, Reception
 from coordinator.report import RoundRow, RunFolder
 from coordinator.round import Round, Standing
 from coordinator.transfers import Downlink, Uplink
-from protocol import codec
 from protocol.artifact import Manifest
 from protocol.errors import ConfigError
 from protocol.layout import Vector
-from protocol.messages import BlobRef, End, Hello, Seeded, Task, encode
+from protocol.messages import End, Hello, encode
 from protocol.method import CONTROL_SUM, TRAIN, Global, Turn
 from protocol.pruning import densities
-from protocol.seeded import initial as draw
-from protocol.sparse import SparseVector
 from protocol.topics import HELLO, Topics
 from protocol.transport import Transport
 
@@ -78,20 +74,14 @@ class Coordinator:
     ) -> None:
         """Put the artifact on offer and listen."""
         self._experiment, self._run, self._manifest = experiment, run, manifest
-        self._initial, self._seeded = initial, None
-        if experiment.initial.source == "seed":
-            gain = experiment.initial.gain
-            self._initial = draw(manifest.layout, experiment.seed, gain)
-            digest = hashlib.sha256(self._initial.astype("<f4").tobytes()).hexdigest()
-            self._seeded = Seeded(experiment.seed, gain, digest)
         self._transport, self._folder = transport, folder
         self._evaluator, self._show, self._clock = evaluator, show, clock
         self._method = experiment.build_method()
-        self._settings = {key: value for key, value in experiment.method.items() if key != "name"}
         self._topics = Topics(experiment.broker.fleet)
         self._down = Downlink(transport, self._topics)
         self._up = Uplink(transport, self._topics)
-        self._artifact = self._down.offer(manifest.raw)
+        offered = self._down.offer(manifest.raw)
+        self._offers = Offers(experiment, run, manifest, offered, initial, self._method, self._down)
         for name in manifest.files:
             self._down.offer((artifact / name).read_bytes())
         self._reception = Reception(
@@ -118,7 +108,7 @@ class Coordinator:
         Raises:
             ConfigError: too few clients joined in time.
         """
-        current = start.current if start else self._method.begin(self._manifest.layout, self._initial)
+        current = start.current if start else self._method.begin(self._manifest.layout, self._offers.initial)
         self._commits = Commits(self._folder.path, start.averaged if start else {})
         first = start.next_round if start else self._method.first_round
         elapsed_s = start.duration_s if start else 0.0
@@ -165,8 +155,8 @@ class Coordinator:
         quorum = max(1, math.ceil(self._experiment.cohort.quorum * len(cohort)))
         deadline_s = self._experiment.cohort.deadline_s
         round_ = Round(number, turn.stage, tuple(cohort), quorum, opened_s, deadline_s)
-        blobs, seeded = self._publish_bodies(turn, current)
-        tasks = self._make_tasks(turn, cohort, blobs, seeded)
+        tasks = self._offers.tasks(turn, cohort, current, self._commits)
+        self._reception.mask = current.mask
         upload_size = self._method.upload_size(turn, layout)
         open_ = OpenRound(
             round_,
@@ -181,8 +171,7 @@ class Coordinator:
         self._reception.repeat_task()
         self._pump(lambda: round_.is_closed(self._clock()), math.inf)
         next_global, alarms = self._close(open_, turn, current)
-        for task in tasks.values():
-            self._down.withdraw(ref.digest for name, ref in task.blobs.items() if name != "mask")
+        self._offers.withdraw(tasks)
         scores = self._evaluate(number, next_global)
         row = self._row(open_, next_global, scores, received_before, alarms)
         self._folder.round(row)
@@ -224,7 +213,7 @@ class Coordinator:
             for client_id, committed in said.items()
             if committed != known.get(client_id)
         ]
-        mean = self._encode(following.vector, following) if self._method.keeps_means else None
+        mean = self._offers.encode(following.vector, following) if self._method.keeps_means else None
         self._commits.close(open_.round.number, said, mean)
         return wrong
 
@@ -232,60 +221,6 @@ class Coordinator:
         round_ = open_.round
         done, cohort = len(round_.of(Standing.DONE)), len(round_.cohort)
         return Progress(round_.number, self._experiment.rounds, round_.stage, done, cohort, row)
-
-    def _publish_bodies(self, turn: Turn, current: Global) -> tuple[dict[str, BlobRef], list[str]]:
-        """Put the round's bodies on offer; return them, and the names of those that clients draw.
-
-        A fixed mask is a body of its own, which travels once.
-        """
-        layout = self._manifest.layout
-        blobs: dict[str, BlobRef] = {}
-        seeded: list[str] = []
-        self._reception.mask = current.mask
-        if self._is_fixed(current):
-            bare = SparseVector(current.mask, np.zeros(current.mask.nnz, np.float32))
-            blobs["mask"] = self._down.offer(codec.encode(bare, layout.num_prunable, "f16"))
-        for name, vector in self._method.broadcast(turn, current, self._initial, layout).items():
-            if self._seeded is not None and np.array_equal(vector.values, self._initial):
-                seeded.append(name)
-            else:
-                blobs[name] = self._down.offer(self._encode(vector, current))
-        return blobs, seeded
-
-    def _encode(self, vector: SparseVector, current: Global) -> bytes:
-        known = (current.mask.digest,) if self._is_fixed(current) else ()
-        values = self._experiment.wire.download_values
-        return codec.encode(vector, self._manifest.layout.num_prunable, values, known)
-
-    def _is_fixed(self, current: Global) -> bool:
-        return self._method.fixed_mask and current.mask.nnz < self._manifest.layout.size
-
-    def _make_tasks(
-        self, turn: Turn, cohort: list[str], blobs: dict[str, BlobRef], seeded: list[str]
-    ) -> dict[str, Task]:
-        """Return each client's task. They differ only in whom the coordinator has averaged when."""
-        task = Task(
-            run=self._run,
-            round_number=turn.number,
-            method=self._method.name,
-            settings=self._settings,
-            stage=turn.stage,
-            training=turn.training,
-            seed=self._experiment.seed,
-            deadline_s=self._experiment.cohort.deadline_s,
-            artifact=self._artifact,
-            blobs=blobs,
-            values=self._experiment.wire.upload_values,
-            initial=self._seeded,
-            seeded=seeded,
-        )
-        tasks = {}
-        for client_id in cohort:
-            averaged, bodies = self._commits.last.get(client_id), dict(blobs)
-            if averaged is not None and self._method.keeps_means:
-                bodies["mean"] = self._down.offer(self._commits.mean(averaged))
-            tasks[client_id] = msgspec.structs.replace(task, averaged=averaged, blobs=bodies)
-        return tasks
 
     def _evaluate(self, number: int, current: Global) -> Scores | None:
         is_due = number % self._experiment.evaluation.every == 0 or number == self._experiment.rounds

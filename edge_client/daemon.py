@@ -224,6 +224,7 @@ class Daemon:
         if self._config.runtime != PORTABLE:
             return  # The training build's Module keeps copies of its own, which nobody has counted.
         graph, floats = GRAPHS[self._saved(method)], method.device_floats
+        nnz = manifest.layout.size if method.trains_dense else nnz
         planned = plan(manifest, nnz, task.training.batch_size, self._num_examples, graph, floats)
         if planned is None:
             log.warning("memory unknown reason=the artifact was exported by an older version")

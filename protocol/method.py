@@ -146,7 +146,9 @@ class Method(msgspec.Struct, frozen=True):
     # Clients need the very mean that their upload went into, however late they return.
     keeps_means: ClassVar[bool] = False
     counts_coverage: ClassVar[bool] = False  # Whether aggregate() needs Mean.coverage.
-    device_floats: ClassVar[int] = 0  # That the client half holds for each stored weight, besides SGD's.
+    trains_dense: ClassVar[bool] = False  # Whether clients hold all weights, however few they receive.
+    # For each stored weight, besides SGD's, at the client's peak: measured as in tests/edge_client/test_memory.py.
+    device_floats: ClassVar[int] = 0
 
     @property
     def first_round(self) -> int:

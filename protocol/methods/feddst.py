@@ -29,6 +29,7 @@ class FedDST(Method, frozen=True):
     """The method's hyperparameters."""
 
     name: ClassVar[str] = "feddst"
+    trains_dense: ClassVar[bool] = True
     counts_coverage: ClassVar[bool] = True
     device_floats: ClassVar[int] = 2
 

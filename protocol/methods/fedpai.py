@@ -34,6 +34,7 @@ class FedPaI(Method, frozen=True):
     """The method's hyperparameters; the paper's defaults."""
 
     name: ClassVar[str] = "fedpai"
+    device_floats: ClassVar[int] = 5
 
     density: Annotated[float, msgspec.Meta(gt=0, le=1)]
     masks: Literal["shared", "personal"] = "shared"

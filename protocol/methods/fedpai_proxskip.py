@@ -23,6 +23,7 @@ class FedPaIProxSkip(ProxSkip, frozen=True):
     """ProxSkip's hyperparameters, and those of the score that makes the mask."""
 
     name: ClassVar[str] = "fedpai_proxskip"
+    trains_dense: ClassVar[bool] = False
     fixed_mask: ClassVar[bool] = True
 
     variant: Literal["dense"] = "dense"

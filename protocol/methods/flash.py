@@ -33,6 +33,7 @@ class Flash(FedAvg, frozen=True):
     """The method's hyperparameters."""
 
     name: ClassVar[str] = "flash"
+    device_floats: ClassVar[int] = 2
     first_round: ClassVar[int] = 0
 
     density: Annotated[float, msgspec.Meta(gt=0, le=1)]

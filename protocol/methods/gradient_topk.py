@@ -25,7 +25,7 @@ class GradientTopK(Method, frozen=True):
 
     name: ClassVar[str] = "gradient_topk"
     commits: ClassVar[bool] = True
-    device_floats: ClassVar[int] = 3
+    device_floats: ClassVar[int] = 4
 
     density: Annotated[float, msgspec.Meta(gt=0, le=1)]
     scope: Scope = "global"

@@ -27,6 +27,7 @@ class LotteryFL(Method, frozen=True):
     """The method's hyperparameters."""
 
     name: ClassVar[str] = "lotteryfl"
+    device_floats: ClassVar[int] = 6
     counts_coverage: ClassVar[bool] = True
 
     density: Annotated[float, msgspec.Meta(gt=0, le=1)]  # Where a ticket is no longer pruned.

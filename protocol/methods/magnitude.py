@@ -33,7 +33,8 @@ class Magnitude(Method, frozen=True):
     """The method's hyperparameters; the pruning rate is 1 - density."""
 
     name: ClassVar[str] = "magnitude"
-    device_floats: ClassVar[int] = 2  # The real weights beside the quantised.
+    trains_dense: ClassVar[bool] = True
+    device_floats: ClassVar[int] = 3
 
     density: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     bits: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0  # Of prunable weights in training; 0: float32.

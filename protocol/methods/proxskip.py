@@ -61,9 +61,10 @@ class ProxSkip(Method, frozen=True):
     """The method's hyperparameters. gamma is the task's learning rate."""
 
     name: ClassVar[str] = "proxskip"
+    trains_dense: ClassVar[bool] = True
     commits: ClassVar[bool] = True
     keeps_means: ClassVar[bool] = True
-    device_floats: ClassVar[int] = 6  # x, h, a gradient, magnitudes, the promise and the mean.
+    device_floats: ClassVar[int] = 10
 
     density: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     variant: Literal["dense", "ste", "client", "local", "server", "server-modified"] = "ste"
@@ -185,7 +186,7 @@ class ControlledStep(LocalStep):
         return g
 
     def project(self, v: Vector) -> None:
-        """Prune x itself in the local variant."""
+        """Prune x itself."""
         if self._method.variant == "local":
             v[:] = self._top(v)
 

@@ -36,7 +36,8 @@ class PruneFL(Method, frozen=True):
     """The method's hyperparameters."""
 
     name: ClassVar[str] = "prunefl"
-    device_floats: ClassVar[int] = 2
+    trains_dense: ClassVar[bool] = True
+    device_floats: ClassVar[int] = 6
 
     density: Annotated[float, msgspec.Meta(gt=0, le=1)]  # Of the first mask, and the largest later.
     every: Annotated[int, msgspec.Meta(ge=1)] = 10  # Rounds between adjustments.

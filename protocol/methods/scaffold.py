@@ -30,7 +30,7 @@ class Scaffold(Method, frozen=True):
 
     name: ClassVar[str] = "scaffold"
     commits: ClassVar[bool] = True
-    device_floats: ClassVar[int] = 6
+    device_floats: ClassVar[int] = 20
 
     server_learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 1.0  # eta_g
 

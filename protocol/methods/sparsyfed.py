@@ -39,7 +39,8 @@ class SparsyFed(TopK, frozen=True):
     """The method's hyperparameters. Weight decay acts on v; momentum is 0 in the paper."""
 
     name: ClassVar[str] = "sparsyfed"
-    device_floats: ClassVar[int] = 3  # v, theta's powers.
+    trains_dense: ClassVar[bool] = False
+    device_floats: ClassVar[int] = 5
 
     beta: Annotated[float, msgspec.Meta(gt=1, le=4)] | Literal["spectral"] = 1.25
     activation_pruning: bool = True

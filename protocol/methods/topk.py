@@ -26,6 +26,8 @@ class TopK(Method, frozen=True):
     """Which weights are kept; the floor and the ramp are not in the papers."""
 
     name: ClassVar[str] = "topk"
+    device_floats: ClassVar[int] = 2
+    trains_dense: ClassVar[bool] = True
 
     density: Annotated[float, msgspec.Meta(gt=0, le=1)]
     scope: Scope = "global"

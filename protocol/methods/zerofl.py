@@ -24,7 +24,8 @@ class ZeroFL(Method, frozen=True):
     """The method's hyperparameters."""
 
     name: ClassVar[str] = "zerofl"
-    device_floats: ClassVar[int] = 3
+    trains_dense: ClassVar[bool] = True
+    device_floats: ClassVar[int] = 4
 
     density: Annotated[float, msgspec.Meta(gt=0, le=1)]  # Of weights and saved inputs in a pass.
     mask_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0  # What uploads keep beyond that.

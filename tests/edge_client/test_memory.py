@@ -113,3 +113,11 @@ def test_what_does_not_fit_is_refused_with_its_parts(artifact):
     afford(planned, planned.peak_bytes)
     with pytest.raises(OutOfMemory, match=r"MB \(process 70, .*budget of .* MB: .*memory_budget_mb"):
         afford(planned, planned.peak_bytes - 1)
+
+
+def test_a_method_that_holds_more_plans_more(artifact):
+    manifest = artifacts.read(artifact("cnn"))
+    plain, more = (plan(manifest, 1000, 16, method_floats=floats) for floats in (0, 5))
+    assert plain is not None
+    assert more is not None
+    assert more.peak_bytes - plain.peak_bytes == 4 * 5 * 1000

@@ -1,0 +1,104 @@
+"""What a round puts on offer, and what it asks of each client.
+
+A body that is the initial model drawn from a seed does not travel; a fixed mask is a body of its own,
+which travels once; means stay on offer for those who were averaged in them and have been away since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+import numpy as np
+
+from coordinator.commits import Commits
+from coordinator.experiment import Experiment
+from coordinator.transfers import Downlink
+from protocol import codec
+from protocol.artifact import Manifest
+from protocol.layout import Vector
+from protocol.messages import BlobRef, Seeded, Task
+from protocol.method import Global, Method, Turn
+from protocol.seeded import initial as draw
+from protocol.sparse import SparseVector
+
+
+class Offers:
+    """Encodes bodies, puts them on the downlink, and makes the tasks that name them."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        run: str,
+        manifest: Manifest,
+        artifact: BlobRef,
+        initial: Vector,
+        method: Method,
+        down: Downlink,
+    ) -> None:
+        """Draw the initial model where it comes from a seed; else it is the artifact's."""
+        self._experiment, self._run, self._layout = experiment, run, manifest.layout
+        self._artifact, self._method, self._down = artifact, method, down
+        self._settings = {key: value for key, value in experiment.method.items() if key != "name"}
+        self.initial, self._seeded = initial, None
+        if experiment.initial.source == "seed":
+            self.initial = draw(manifest.layout, experiment.seed, experiment.initial.gain)
+            digest = hashlib.sha256(self.initial.astype("<f4").tobytes()).hexdigest()
+            self._seeded = Seeded(experiment.seed, experiment.initial.gain, digest)
+
+    def tasks(self, turn: Turn, cohort: list[str], current: Global, commits: Commits) -> dict[str, Task]:
+        """Put the round's bodies on offer; return each client's task.
+
+        Tasks differ only in when the coordinator has averaged whom.
+        """
+        blobs, seeded = self._publish(turn, current)
+        task = Task(
+            run=self._run,
+            round_number=turn.number,
+            method=self._method.name,
+            settings=self._settings,
+            stage=turn.stage,
+            training=turn.training,
+            seed=turn.seed,
+            deadline_s=self._experiment.cohort.deadline_s,
+            artifact=self._artifact,
+            blobs=blobs,
+            values=self._experiment.wire.upload_values,
+            initial=self._seeded,
+            seeded=seeded,
+        )
+        made = {}
+        for client_id in cohort:
+            averaged, bodies = commits.last.get(client_id), dict(blobs)
+            if averaged is not None and self._method.keeps_means:
+                bodies["mean"] = self._down.offer(commits.mean(averaged))
+            made[client_id] = msgspec.structs.replace(task, averaged=averaged, blobs=bodies)
+        return made
+
+    def withdraw(self, tasks: dict[str, Task]) -> None:
+        """Take a closed round's bodies off the shelf; the mask stays for who has not seen it."""
+        for task in tasks.values():
+            self._down.withdraw(ref.digest for name, ref in task.blobs.items() if name != "mask")
+
+    def encode(self, vector: SparseVector, current: Global) -> bytes:
+        """Return a body of the downlink."""
+        known = (current.mask.digest,) if self._is_fixed(current) else ()
+        values = self._experiment.wire.download_values
+        return codec.encode(vector, self._layout.num_prunable, values, known)
+
+    def _publish(self, turn: Turn, current: Global) -> tuple[dict[str, BlobRef], list[str]]:
+        """Return the bodies on offer, and the names of those that clients draw."""
+        blobs: dict[str, BlobRef] = {}
+        seeded: list[str] = []
+        if self._is_fixed(current):
+            bare = SparseVector(current.mask, np.zeros(current.mask.nnz, np.float32))
+            blobs["mask"] = self._down.offer(codec.encode(bare, self._layout.num_prunable, "f16"))
+        for name, vector in self._method.broadcast(turn, current, self.initial, self._layout).items():
+            if self._seeded is not None and np.array_equal(vector.values, self.initial):
+                seeded.append(name)
+            else:
+                blobs[name] = self._down.offer(self.encode(vector, current))
+        return blobs, seeded
+
+    def _is_fixed(self, current: Global) -> bool:
+        return self._method.fixed_mask and current.mask.nnz < self._layout.size
