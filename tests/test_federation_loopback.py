@@ -14,9 +14,9 @@ from coordinator.report import EVENTS, read_csv
 from coordinator.service import Progress
 from edge_client.kernels import library_path
 from export.export import export_model
-from protocol import codec
 from protocol.messages import Setting, Training
 from protocol.methods import METHODS
+from tests.controls import sum_of_controls
 from tools.simulate import simulate
 from tools.split import split
 
@@ -133,27 +133,17 @@ def test_control_variates_sum_to_zero_over_the_wire_with_rounded_uploads_and_abs
     assert all(float(row["control_sum"]) < 1e-4 for row in rows)
     assert all(float(row["density"]) == pytest.approx(0.2, abs=1e-3) for row in rows)
     assert float(rows[-1]["union_density"]) > 0.2
-    # What all clients hold now, with what their next task would tell them, sums to zero.
-    last = {}
-    for line in (tmp_path / "run" / EVENTS).read_text().splitlines():
-        event = json.loads(line)
-        if event["event"] == "round-opened":
-            last.update(dict.fromkeys(event["cohort"], event["round"]))
-    size, total = 0, 0.0
-    for client_id, number in last.items():
-        (path,) = (tmp_path / "run" / "state" / client_id).glob("memory-*.npz")
-        with np.load(path) as memory:
-            assert int(memory["pending_round"]) == number
-            rounded = memory["pending.values"][memory["pending.indices"] < 65_824]
-            np.testing.assert_array_equal(rounded, rounded.astype(np.float16))
-            size = len(memory["control"])
-            sent = np.zeros(66_474, np.float32)
-            sent[memory["pending.indices"]] = memory["pending.values"]
-            body = (tmp_path / "run" / "means" / f"{number}.bin").read_bytes()
-            mean = codec.decode(body, 66_474, 65_824, {}).dense()
-            total = total + memory["control"] + float(memory["pending.scale"]) * (mean - sent)[:size]
+    states = {client_id: tmp_path / "run" / "state" / client_id for client_id in clients(home)}
+    total = sum_of_controls(tmp_path / "run", home / "artifact", states)
     assert np.abs(total).max() < 1e-4
-    assert {int(path.stem) for path in (tmp_path / "run" / "means").iterdir()} == set(last.values())
+    largest = []
+    for folder in states.values():
+        (path,) = folder.glob("memory-*.npz")
+        with np.load(path) as memory:
+            sent = memory["pending.values"][memory["pending.indices"] < 65_824]
+            np.testing.assert_array_equal(sent, sent.astype(np.float16))  # What the coordinator decoded.
+            largest.append(np.abs(memory["control"]).max())
+    assert max(largest) > 1e-3  # Who took part once has its own pending still.
 
 
 def test_a_client_that_lost_its_state_raises_an_alarm(home, tmp_path):
@@ -170,7 +160,7 @@ def test_a_client_that_lost_its_state_raises_an_alarm(home, tmp_path):
     assert "client-001 follows round None, its last averaged round is 2" in alarm["reason"]
 
 
-@pytest.mark.parametrize("method", [DENSE, PERSONAL], ids=["dense", "personal"])
+@pytest.mark.parametrize("method", [DENSE, PERSONAL, SPARSYFED], ids=["dense", "personal", "sparsyfed"])
 def test_the_initial_model_travels_as_a_seed(method, home, tmp_path):
     made = {
         source: experiment(home, method, initial=InitialConfig(source)) for source in ("artifact", "seed")

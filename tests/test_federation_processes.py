@@ -13,6 +13,7 @@ from coordinator.report import read_csv
 from edge_client.kernels import library_path
 from export.export import export_model
 from protocol import artifact as artifacts
+from tests.controls import sum_of_controls
 from tools.simulate import simulate
 from tools.split import split
 
@@ -116,6 +117,28 @@ def test_a_killed_client_does_not_stop_the_run_and_rejoins(make):
     assert len(updates) == 12
     assert min(updates) == 4
     assert updates[-1] == 5
+
+
+@pytest.mark.slow
+def test_a_client_killed_again_and_again_moves_its_control_variate_once(make):
+    """It dies at any moment of a round: before, between or after its memory and its upload are written."""
+    one = make()
+    one.write({"name": "proxskip", "density": 0.2}, rounds=16, momentum=0.0, deadline_s=20, quorum=0.6)
+    one.start_coordinator("--out", str(one.out))
+    one.start_clients()
+    for number in (2, 4, 6, 8, 10):
+        one.await_event(event="round-opened", round=number)
+        one.kill(1)
+        one.start_client(1)
+    one.finish()
+    rows = read_csv(one.out / "rounds.csv")
+    assert len(rows) == 16
+    assert sum(int(row["alarms"]) for row in rows) == 0
+    assert {row["updates"] for row in rows} <= {"2", "3"}
+    assert all(float(row["control_sum"]) < 1e-4 for row in rows)
+    assert "Traceback" not in one.logs()
+    states = {client_id: one.folder / client_id for client_id in one.clients}
+    assert np.abs(sum_of_controls(one.out, one.home / "artifact", states)).max() < 1e-4
 
 
 @pytest.mark.slow

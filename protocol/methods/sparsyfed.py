@@ -58,14 +58,29 @@ class SparsyFed(TopK, frozen=True):
         v[:count] = power(v[:count], 1 / np.asarray(self.exponents(model, layout)))
         return Global(v, model.mask)
 
+    def broadcast(
+        self, turn: Turn, current: Global, initial: Vector, layout: Layout
+    ) -> dict[str, SparseVector]:
+        """Send v; first the initial model, of which clients know v, and which a seed can replace."""
+        if turn.number == 1:
+            return {"initial": SparseVector(Mask.full(layout.size), initial)}
+        return {"weights": current.vector}
+
     # Client half
+
+    def inputs(self, turn: Turn, memory: Memory) -> tuple[str, ...]:
+        """V, or what it is made of."""
+        return ("initial",) if turn.number == 1 else ("weights",)
 
     def client(
         self, turn: Turn, received: Mapping[str, SparseVector], local: LocalTraining, memory: Memory
     ) -> SparseVector:
         """Train v on its support, and keep the largest."""
         layout = local.layout
-        v = self.regrown(received["weights"], turn, layout)
+        if "initial" in received:
+            v = self.begin(layout, received["initial"].values).vector
+        else:
+            v = self.regrown(received["weights"], turn, layout)
         step = Powerpropagation(self.exponents(v, layout), v.mask.below(layout.num_prunable).nnz)
         if self.activation_pruning:
             shares = densities(v.mask, layout)

@@ -163,3 +163,14 @@ def test_the_spectral_exponent_of_a_layer():
     np.testing.assert_allclose(SparsyFed(0.5, beta="spectral").exponents(v, layout), [1.5] * 4)
     np.testing.assert_allclose(power(np.array([-4.0], np.float32), 1.5), [-8.0])
     assert build("sparsyfed", {"density": 0.1, "beta": "spectral"}).beta == "spectral"
+
+
+def test_the_first_model_is_the_initial_one_as_it_was_drawn():
+    made = federation(SparsyFed(0.3, **LITERAL))
+    (first,) = made.method.broadcast(made.turn(), made.current, made.initial, LAYOUT).items()
+    assert first[0] == "initial"
+    np.testing.assert_array_equal(first[1].values, made.initial)
+    made.round()
+    # The pass began at theta(v) = the initial model.
+    np.testing.assert_allclose(made.clients[0].seen[0], made.initial, rtol=1e-6)
+    assert list(made.method.broadcast(made.turn(), made.current, made.initial, LAYOUT)) == ["weights"]
