@@ -253,7 +253,9 @@ class Daemon:
             # Under the digest of its body and of itself: tasks name the one, bodies the other.
             self._masks = {mask.digest: vector.mask, vector.mask.digest: vector.mask}
         wanted = {name: task.blobs[name] for name in inputs if name in task.blobs}
-        fetched = {ref.digest: self._link.fetch(ref, limit) for ref in wanted.values()}
+        # Once where two names mean one body: a client that was averaged last has the weights for its mean.
+        distinct = {ref.digest: ref for ref in wanted.values()}
+        fetched = {digest: self._link.fetch(ref, limit) for digest, ref in distinct.items()}
         return {name: fetched[ref.digest] for name, ref in wanted.items()}
 
     def _body(self, data: bytes, manifest: Manifest) -> SparseVector:

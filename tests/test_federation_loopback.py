@@ -228,3 +228,12 @@ def test_every_method_learns_on_real_clients_to_the_same_bits(name, home, tmp_pa
     assert sum(int(row["alarms"]) for row in rows) == 0
     assert float(rows[-1]["accuracy"]) > 0.5  # Chance is 0.1; four short rounds.
     assert final(home, tmp_path / "b", made).tobytes() == first.tobytes()
+
+
+def test_a_mean_that_is_the_weights_is_fetched_once(home, tmp_path):
+    down = {}
+    for name in ("proxskip", "topk"):
+        made = experiment(home, {"name": name, "density": 0.2, "scope": "layer"}, rounds=3, training=PLAIN)
+        simulate(made, clients(home), tmp_path / name)
+        down[name] = int(read_csv(tmp_path / name / "rounds.csv")[2]["download_bytes"])
+    assert down["proxskip"] < 1.5 * down["topk"]
