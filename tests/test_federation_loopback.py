@@ -160,7 +160,15 @@ def test_a_client_that_lost_its_state_raises_an_alarm(home, tmp_path):
     assert "client-001 follows round None, its last averaged round is 2" in alarm["reason"]
 
 
-@pytest.mark.parametrize("method", [DENSE, PERSONAL, SPARSYFED], ids=["dense", "personal", "sparsyfed"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        DENSE,
+        pytest.param(PERSONAL, marks=pytest.mark.slow),
+        pytest.param(SPARSYFED, marks=pytest.mark.slow),
+    ],
+    ids=["dense", "personal", "sparsyfed"],
+)
 def test_the_initial_model_travels_as_a_seed(method, home, tmp_path):
     made = {
         source: experiment(home, method, initial=InitialConfig(source)) for source in ("artifact", "seed")
@@ -175,6 +183,7 @@ def test_the_initial_model_travels_as_a_seed(method, home, tmp_path):
     assert ends["artifact"].tobytes() != ends["seed"].tobytes()
 
 
+@pytest.mark.slow
 def test_a_falling_learning_rate_reaches_the_clients(home, tmp_path):
     flat = final(home, tmp_path / "a", experiment(home, DENSE))
     falling = final(home, tmp_path / "b", experiment(home, DENSE, schedule=ScheduleConfig(1e-6)))
@@ -184,21 +193,21 @@ def test_a_falling_learning_rate_reaches_the_clients(home, tmp_path):
     assert moved[0] < 0.05 * moved[1]
 
 
-def test_sparsyfed_learns_with_pruned_activations_and_the_same_bits(home, tmp_path):
-    made = experiment(home, SPARSYFED, rounds=6, training=Training(1, 32, 0.3, weight_decay=1e-3))
+def test_sparsyfed_learns_with_pruned_activations(home, tmp_path):
+    made = experiment(home, SPARSYFED, rounds=4, training=Training(1, 32, 0.3, weight_decay=1e-3))
     first = final(home, tmp_path / "a", made)
     rows = read_csv(tmp_path / "a" / "rounds.csv")
-    assert [row["dropouts"] for row in rows] == ["0"] * 6  # No client lacks the graph that can prune.
+    assert [row["dropouts"] for row in rows] == ["0"] * 4  # No client lacks the graph that can prune.
     assert float(rows[-1]["accuracy"]) > 0.8
     union = [float(row["union_density"]) for row in rows]
     assert union == sorted(union, reverse=True)
     assert all(float(row["min_layer_density"]) > 0 for row in rows)
-    assert final(home, tmp_path / "b", made).tobytes() == first.tobytes()
     made.method = {**SPARSYFED, "activation_pruning": False}
     assert final(home, tmp_path / "c", made).tobytes() != first.tobytes()
 
 
 EVERY: dict[str, dict[str, Setting]] = {
+    "sparsyfed": {"density": 0.2},
     "magnitude": {"density": 0.5, "bits": 8},
     "proxskip": {"density": 0.2},
     "fedpai_proxskip": {"density": 0.2},
@@ -219,7 +228,7 @@ EVERY: dict[str, dict[str, Setting]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_learns_on_real_clients_to_the_same_bits(name, home, tmp_path):
-    if name in ("fedavg", "fedpai", "sparsyfed"):
+    if name in ("fedavg", "fedpai"):
         pytest.skip("has tests of its own above")
     made = experiment(home, {"name": name, **EVERY[name]}, rounds=4, training=PLAIN)
     first = final(home, tmp_path / "a", made)
@@ -230,6 +239,7 @@ def test_every_method_learns_on_real_clients_to_the_same_bits(name, home, tmp_pa
     assert final(home, tmp_path / "b", made).tobytes() == first.tobytes()
 
 
+@pytest.mark.slow
 def test_a_mean_that_is_the_weights_is_fetched_once(home, tmp_path):
     down = {}
     for name in ("proxskip", "topk"):

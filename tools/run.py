@@ -66,6 +66,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         f"{summary['run']}: {summary['method']} at density {summary['density']:.3g}, {summary['rounds']} rounds, "
         f"accuracy {accuracy}; up {size(summary['upload_bytes'])}, down {size(summary['download_bytes'])}"
     )
+    if summary["alarms"]:
+        console.print(f"[bold red]{summary['alarms']} alarms[/]: what is broken stands in events.jsonl")
     table = Table("phase", "time, all clients", "energy", title=f"energy source: {summary['energy_source']}")
     for name, phase in summary["phases"].items():
         table.add_row(name, f"{phase['seconds']:.2f} s", joules(phase["energy_j"], phase["uncertainty_j"]))
