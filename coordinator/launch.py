@@ -18,7 +18,7 @@ from coordinator import final_model, journal
 from coordinator.broker import COORDINATOR_USER, EmbeddedBroker
 from coordinator.evaluate import Evaluator
 from coordinator.experiment import BrokerConfig, Experiment
-from coordinator.report import ROUNDS, SUMMARY, RunFolder, read_csv
+from coordinator.report import IDLE, ROUNDS, SUMMARY, RunFolder, read_csv
 from coordinator.service import Coordinator, Progress
 from device_profiles.memory import peak_rss_bytes
 from protocol import artifact as artifacts
@@ -128,7 +128,9 @@ def _summary(experiment: Experiment, folder: RunFolder, seconds: float) -> dict[
         ),
         "alarms": sum(int(row["alarms"]) for row in rounds),
         "energy_j": totals.energy_j,
-        "energy_uncertainty_j": sum(phase.uncertainty_j for phase in totals.phases.values()),
+        "energy_uncertainty_j": sum(
+            phase.uncertainty_j for name, phase in totals.phases.items() if name != IDLE
+        ),
         "energy_source": ", ".join(sorted(totals.sources)),
         "phases": {
             name: {

@@ -33,6 +33,9 @@ CONFIG, ROUNDS, DEVICES, EVENTS, SUMMARY = (
 )
 
 
+IDLE = "idle"  # Waiting is listed and not part of any total: it is not the work's cost.
+
+
 @dataclass(frozen=True)
 class RoundRow:
     """One line of rounds.csv."""
@@ -79,6 +82,17 @@ class DeviceRow:
     peak_rss_bytes: int | None  # Of the process so far; None with the upload, which is reported later.
     runtime: str
     kernels: str
+    energy_scope: str = ""
+    energy_raw_j: float | None = None  # Before the correction for the sensor's low pass.
+    energy_net_j: float | None = None  # Beyond the idle board.
+    net_uncertainty_j: float | None = None
+    power_peak_w: float | None = None
+    coverage: float | None = None  # Share of the phase for which there are samples.
+    pooled: str = ""  # Phases too short for the sensor, measured as one.
+    temperature_c: float | None = None
+    clock_mhz: float | None = None
+    throttling: str = ""
+    meter_cpu_s: float | None = None
 
 
 @dataclass
@@ -102,8 +116,8 @@ class Totals:
 
     @property
     def energy_j(self) -> float | None:
-        """Joules of all clients and phases; None if any phase is unknown."""
-        known = [total.energy_j for total in self.phases.values()]
+        """Joules of all clients and phases but waiting; None if any of them is unknown."""
+        known = [total.energy_j for name, total in self.phases.items() if name != IDLE]
         return None if not known or None in known else sum(energy for energy in known if energy is not None)
 
     def add(self, row: DeviceRow) -> None:
@@ -162,21 +176,14 @@ def device_rows(
     """Return a client's phases as lines."""
     return [
         DeviceRow(
-            round_number,
-            client_id,
-            p.phase,
-            p.duration_s,
-            p.cpu_s,
-            p.energy_j,
-            p.uncertainty_j,
-            p.energy_source,
-            p.received_bytes,
-            p.sent_bytes,
-            peak_rss_bytes,
-            runtime,
-            kernels,
+            round_number=round_number,
+            client_id=client_id,
+            peak_rss_bytes=peak_rss_bytes,
+            runtime=runtime,
+            kernels=kernels,
+            **{f.name: getattr(phase, f.name) for f in fields(DeviceRow) if hasattr(phase, f.name)},
         )
-        for p in phases
+        for phase in phases
     ]
 
 
@@ -197,15 +204,26 @@ def _device_row(line: dict[str, str]) -> DeviceRow:
         "float | None": lambda text: float(text) if text else None,
         "int | None": lambda text: int(text) if text else None,
     }
-    return DeviceRow(**{f.name: convert[str(f.type)](line[f.name]) for f in fields(DeviceRow)})
+    # A folder of an older version lacks the newer columns.
+    return DeviceRow(
+        **{
+            f.name: convert[str(f.type)](line[f.name])
+            for f in fields(DeviceRow)
+            if line.get(f.name) is not None
+        }
+    )
 
 
 def _append(path: Path, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     is_new = not path.is_file()
+    columns = list(rows[0])
+    if not is_new:
+        with path.open(newline="") as file:
+            columns = next(csv.reader(file), columns)  # Those that the file was begun with.
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
         if is_new:
             writer.writeheader()
         writer.writerows(rows)

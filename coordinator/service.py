@@ -25,7 +25,7 @@ from coordinator.experiment import Experiment
 from coordinator.journal import Checkpoint, save
 from coordinator.offers import Offers
 from coordinator.reception import OpenRound, Reception
-from coordinator.report import RoundRow, RunFolder
+from coordinator.report import IDLE, RoundRow, RunFolder
 from coordinator.round import Round, Standing
 from coordinator.transfers import Downlink, Uplink
 from protocol.artifact import Manifest
@@ -235,8 +235,9 @@ class Coordinator:
         model = self._method.model(current, layout)
         layers = densities(model.mask, layout).values()
         controls = current.state.get(CONTROL_SUM)
-        known = [phase.energy_j for phase in open_.phases if phase.energy_j is not None]
-        is_known = bool(known) and len(known) == len(open_.phases)
+        working = [phase for phase in open_.phases if phase.phase != IDLE]
+        known = [phase.energy_j for phase in working if phase.energy_j is not None]
+        is_known = bool(known) and len(known) == len(working)
         finite = [(loss, weight) for loss, weight in open_.losses if math.isfinite(loss)]
         weight = sum(w for _, w in finite)
         return RoundRow(
@@ -254,7 +255,7 @@ class Coordinator:
             upload_bytes=open_.uploaded_bytes,
             download_bytes=self._folder.totals.download_bytes - received_before,
             energy_j=sum(known) if is_known else None,
-            energy_uncertainty_j=sum(p.uncertainty_j or 0.0 for p in open_.phases) if is_known else None,
+            energy_uncertainty_j=sum(p.uncertainty_j or 0.0 for p in working) if is_known else None,
             duration_s=self._clock() - round_.opened_s,
             empty_layers=sum(density == 0 for density in layers),
             min_layer_density=min(layers, default=1.0),

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from edge_client.energy.settings import MeterSettings
 from edge_client.runtime import FULL, PORTABLE
 from protocol.config import load
 from protocol.messages import Name
@@ -46,10 +47,11 @@ class ClientConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0  # 0: as the device profile recommends.
     # Tasks that need more are refused. 0: as the device profile says; what is available is never exceeded.
     memory_budget_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
-    energy: str = "auto"
+    energy: str = "auto"  # Or a source by name: edge_client/energy/choose.py.
     profile: str = "auto"
     exit_after_run: bool = False  # Leave when the coordinator ends the run, instead of waiting for the next.
     broker: BrokerConfig = msgspec.field(default_factory=BrokerConfig)
+    meter: MeterSettings = msgspec.field(default_factory=MeterSettings)
 
 
 def read(path: Path, overrides: tuple[str, ...] = ()) -> ClientConfig:

@@ -19,7 +19,8 @@ import msgspec
 from device_profiles.memory import available_bytes, peak_rss_bytes
 from edge_client import break_even
 from edge_client.config import ClientConfig
-from edge_client.energy.meter import Meter
+from edge_client.energy.meter import IDLE, Meter
+from edge_client.energy.power_mode import power_mode
 from edge_client.link import Link, Superseded
 from edge_client.memory import afford, plan
 from edge_client.runtime import (
@@ -88,6 +89,7 @@ class Daemon:
 
     def run(self) -> None:
         """Serve until told to leave (`exit_after_run`), for ever otherwise."""
+        idle = self._meter.measure_idle(self._config.meter.idle_s)
         self._link.announce(
             Join(
                 client_id=self._config.client_id,
@@ -96,7 +98,11 @@ class Daemon:
                 runtime=f"{installed_package()} {self._config.runtime}",
                 kernels=self._kernels,
                 profile=self._profile,
-                energy_source=self._meter.source.name,
+                energy_source=self._meter.source.about.name,
+                energy_scope=self._meter.source.about.scope,
+                idle_w=idle.power_w if idle else None,
+                idle_uncertainty_w=idle.uncertainty_w if idle else None,
+                power_mode=power_mode(),
             )
         )
         log.info(
@@ -106,13 +112,21 @@ class Daemon:
             self._num_examples,
         )
         while True:
-            order = self._link.next_order(timeout_s=60.0)
+            order = self._wait()
             if isinstance(order, End):
                 log.info("run ended run=%s", order.run)
                 if self._config.exit_after_run:
                     return
-            elif order is not None:
+                self._meter.take()
+            else:
                 self._serve(order)
+
+    def _wait(self) -> Task | End:
+        """Return the next order; what waiting costs goes with the task's other phases."""
+        with self._meter.phase(IDLE):
+            while (order := self._link.next_order(timeout_s=60.0)) is None:
+                pass
+        return order
 
     def _serve(self, task: Task) -> None:
         """Do one task, whatever happens."""
@@ -155,9 +169,11 @@ class Daemon:
             for name in set(method.inputs(turn, memory)) & set(task.seeded):
                 received[name] = _drawn(task, manifest.layout)
         self._afford(task, method, manifest, max((v.mask.nnz for v in received.values()), default=0))
-        with self._meter.phase("train"):
+        with self._meter.phase("train") as span:
             trainer = self._trainer(task, method, manifest, saved)
             uploaded = method.client(turn, received, trainer, memory)
+            if trainer.num_steps == 0:  # It only looked for a mask.
+                span.name = "prune"
         self._spool.keep(_memory_name(task), memory)
         with self._meter.phase("encode"):
             known = {*self._masks, *self._known_upstream}

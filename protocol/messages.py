@@ -59,6 +59,10 @@ class Join(Message, frozen=True, tag="join"):
     profile: Text  # Name of the device profile.
     energy_source: Text
     versions: dict[Name, Text] = {}
+    energy_scope: Text = ""
+    idle_w: float | None = None  # Of the waiting device, measured when it joined.
+    idle_uncertainty_w: Amount | None = None
+    power_mode: Text = ""  # Of a Jetson.
 
 
 class Leave(Message, frozen=True, tag="leave"):
@@ -115,7 +119,7 @@ class Want(Message, frozen=True, tag="want"):
 class Phase(msgspec.Struct, frozen=True):
     """What one phase of a round cost on the device."""
 
-    phase: Name  # receive, decode, train, encode, upload
+    phase: Name  # idle, receive, decode, prune, train, encode, upload
     duration_s: Amount
     cpu_s: Amount
     energy_j: Amount | None  # None: not measured and not modelled. Never zero for "unknown".
@@ -123,6 +127,18 @@ class Phase(msgspec.Struct, frozen=True):
     energy_source: Text  # What produced the figure, e.g. "rapl:package-0" or "model:cpu-time".
     received_bytes: Count = 0
     sent_bytes: Count = 0
+    energy_scope: Text = ""  # What lies inside the figure: "module_input", "soc_package", "model", ...
+    energy_raw_j: float | None = None  # As sampled, before the correction for the sensor's low pass.
+    energy_net_j: float | None = None  # Beyond what the idle board would have taken; may be below zero.
+    net_uncertainty_j: Amount | None = None
+    power_peak_w: float | None = None  # Highest sample, not the highest power.
+    coverage: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None  # Share of the time with samples.
+    # "decode+encode": these phases were too short for the sensor and were measured as one.
+    pooled: Text = ""
+    temperature_c: float | None = None  # Highest.
+    clock_mhz: Amount | None = None  # Mean over time and cores.
+    throttling: Text = ""  # "under-voltage,throttled": what was seen during the phase.
+    meter_cpu_s: Amount | None = None  # What measuring itself took, within cpu_s.
 
 
 class Update(Message, frozen=True, tag="update"):

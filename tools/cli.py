@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sparsefleet {_version()}")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log what happens; -vv logs more")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_demo, _export, _data, _run, _client, _bench):
+    for add in (_demo, _export, _data, _run, _client, _energy, _bench):
         add(commands)
     return parser
 
@@ -270,7 +270,7 @@ def _client(commands: Subparsers) -> None:  # type: ignore[valid-type]
     parser.add_argument("--threads", type=int)
     parser.add_argument("--saved-activations", choices=["full", "compressed", "half"])
     parser.add_argument("--memory-budget-mb", type=int, help="refuse tasks that need more; 0: by profile")
-    parser.add_argument("--energy", help="auto, auto-process, rapl, rapl-process, model, none")
+    parser.add_argument("--energy", help="auto, auto-process, none, or a source by name (docs/energy.md)")
     parser.add_argument("--broker", help="mqtt://host:port; the password is in SPARSEFLEET_PASSWORD")
     parser.add_argument("--fleet")
     parser.add_argument("--exit-after-run", action="store_true", default=None, help="leave when the run ends")
@@ -281,6 +281,13 @@ def _client(commands: Subparsers) -> None:  # type: ignore[valid-type]
         return run_client(options)
 
     parser.set_defaults(run=run)
+
+
+def _energy(commands: Subparsers) -> None:  # type: ignore[valid-type]
+    from tools.energy import configure
+
+    text = "What can tell the joules of this board, and how well."
+    configure(_command(commands, "energy", text, "sparsefleet energy sources"))
 
 
 def _bench(commands: Subparsers) -> None:  # type: ignore[valid-type]

@@ -12,7 +12,9 @@ from pathlib import Path
 import device_profiles
 from edge_client.config import ClientConfig, read, with_secrets
 from edge_client.daemon import Daemon
-from edge_client.energy.meter import Meter, choose
+from edge_client.energy.choose import choose
+from edge_client.energy.conditions import watch
+from edge_client.energy.meter import Meter
 from edge_client.kernels import library_path
 from edge_client.link import Link
 from edge_client.spool import Spool
@@ -50,7 +52,7 @@ def run_client(options: argparse.Namespace) -> int:
         raise RuntimeMissing(str(error)) from error
     num_examples = count(Path(config.data))
     topics = Topics(config.broker.fleet)
-    meter = Meter(choose(config.energy, profile))
+    meter = Meter(choose(config.energy, profile, settings=config.meter), conditions=watch())
     spool = Spool(Path(config.state))
     session = spool.next_session()
     will = Will(topics.of(STATE, config.client_id), encode(Leave(config.client_id, session)))

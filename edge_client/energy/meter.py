@@ -1,37 +1,51 @@
 """Meter: what each phase of a round cost.
 
-    meter = Meter(choose("auto", profile))
+    meter = Meter(choose("auto", profile), conditions=watch(profile))
+    meter.measure_idle(10.0)
     with meter.phase("train") as span:
         ...
         span.received_bytes = 0
     update.phases = meter.take()
 
-Phases do not nest and do not overlap; what happens between them is not attributed to anyone. CPU
-time and energy are those of the whole process (or machine, as the source says), with all threads.
+Phases do not nest and do not overlap; what happens between them is not attributed to anyone. During
+a phase a thread reads the source at its useful rate, and the board's conditions once a second. CPU
+time is that of the process with all threads, the meter's included, whose share is stated apart.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
-from device_profiles import Profile
-from edge_client.energy import rapl
-from edge_client.energy.cpu_model import CpuModel
-from edge_client.energy.source import EnergySource, NoSource, Reading, Unavailable
-from protocol.errors import ConfigError
+from edge_client.energy.conditions import EVERY_S, Conditions, Seen
+from edge_client.energy.pooling import Measured, pool
+from edge_client.energy.source import Reading, Sensor
+from edge_client.energy.window import Energy, Idle, Window, counted
 from protocol.messages import Phase
-
-PREFERENCES = ("auto", "auto-process", "rapl", "rapl-process", "model", "none")
 
 _log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
+
+IDLE = "idle"
+
+
+def boot_time_s() -> float:
+    """Return seconds since boot: never set back, and going on through a suspend where Linux counts that."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic()
+
+
+class Keeper(Protocol):
+    """Whoever keeps the samples."""
+
+    def keep(self, phase: str, at_s: float, reading: Reading) -> None:
+        """Take one; must neither block nor raise."""
 
 
 @dataclass
@@ -40,112 +54,239 @@ class Span:
 
     received_bytes: int = 0
     sent_bytes: int = 0
-    phase: Phase | None = None  # What it cost, once it has ended.
+
+
+@dataclass
+class _Open:
+    """What is gathered while a phase lasts."""
+
+    name: str
+    begin_s: float
+    cpu_s: float
+    window: Window
+    before: Reading | None
+    previous: tuple[float, Reading] | None  # Of a counter: the last reading, for the peak.
+    meter_cpu_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Closed:
+    """What a phase was, but for its energy."""
+
+    span: Span
+    cpu_s: float
+    duration_s: float
+    peak_w: float | None
+    coverage: float
+    seen: Seen
+    meter_cpu_s: float
 
 
 class Meter:
     """Measures one phase at a time, from one source."""
 
     def __init__(
-        self, source: EnergySource, clock: Clock = time.monotonic, cpu_time: Clock = time.process_time
+        self,
+        source: Sensor,
+        clock: Clock = boot_time_s,
+        cpu_time: Clock = time.process_time,
+        conditions: Conditions | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         """Measure with `source`; `clock` must not jump, so it is never the wall clock."""
         self.source = source
+        self.idle: Idle | None = None
         self._clock, self._cpu_time = clock, cpu_time
-        self._read = threading.Lock()
-        self._open: str | None = None
-        self._done: list[Phase] = []
+        self._conditions, self._keeper = conditions, keeper
+        self._lock = threading.Lock()  # Of the source and of the open phase.
+        self._open: _Open | None = None
+        self._done: list[tuple[Measured, _Closed]] = []
+        self._is_failing = False
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[Span]:
+    def phase(self, name: str, in_background: bool = True) -> Iterator[Span]:
         """Measure a block. A block that raises is recorded too: its joules are spent.
+
+        Not `in_background`: whoever has a clock of his own calls `sample`.
 
         Raises:
             RuntimeError: another phase is in progress.
         """
         if self._open is not None:
-            raise RuntimeError(f"phase {name!r} begins within phase {self._open!r}; phases do not nest")
-        self._open = name
+            raise RuntimeError(f"phase {name!r} begins within phase {self._open.name!r}; phases do not nest")
         span = Span()
-        before = self.poll()
-        cpu_s, begin_s = self._cpu_time(), self._clock()
-        ended = self._keep_polling()
+        self._begin(name)
+        ended, thread = self._keep_sampling() if in_background else (threading.Event(), None)
         try:
             yield span
         finally:
             ended.set()
-            duration_s, cpu_s = self._clock() - begin_s, self._cpu_time() - cpu_s
-            energy_j, uncertainty_j = self._energy(before, self.poll(), duration_s)
-            span.phase = Phase(
-                name,
-                duration_s,
-                cpu_s,
-                energy_j,
-                uncertainty_j,
-                self.source.name,
-                span.received_bytes,
-                span.sent_bytes,
-            )
-            self._done.append(span.phase)
-            self._open = None
+            if thread is not None:
+                thread.join(timeout=1.0)  # A sensor that hangs must not hold up the training.
+            self._end(span)
 
     def take(self) -> list[Phase]:
         """Return the phases measured since the last call, in order."""
         done, self._done = self._done, []
-        return done
+        pooled = pool([measured for measured, _ in done], self.source.about)
+        return [self._phase(measured, closed) for measured, (_, closed) in zip(pooled, done, strict=True)]
 
-    def poll(self) -> Reading | None:
-        """Read the source once; a counter that wraps needs this within every poll_s."""
-        with self._read:
-            return self.source.read()
+    def measure_idle(self, duration_s: float, sleep: Callable[[float], None] = time.sleep) -> Idle | None:
+        """Measure what the waiting board draws, to be subtracted from each phase from now on.
 
-    def _energy(
-        self, before: Reading | None, after: Reading | None, duration_s: float
-    ) -> tuple[float | None, float | None]:
-        """Return energy and uncertainty; None for both if any read during the phase failed."""
-        if before is None or after is None or after.gaps != before.gaps:
-            return None, None
-        energy_j = after.energy_j - before.energy_j
-        return energy_j, self.source.accuracy.uncertainty_j(energy_j, duration_s)
-
-    def _keep_polling(self) -> threading.Event:
-        """Poll in the background until the returned event is set, where the source needs it."""
-        ended = threading.Event()
-        poll_s = self.source.poll_s
-        if poll_s is not None:
-
-            def work() -> None:
-                while not ended.wait(poll_s):
-                    self.poll()
-
-            threading.Thread(target=work, name="energy-poll", daemon=True).start()
-        return ended
-
-
-def choose(preference: str, profile: Profile, root: Path = Path("/")) -> EnergySource:
-    """Return the source for a preference.
-
-    "auto" takes RAPL where it can be read, else the model, and logs why; the others are forced.
-    "rapl" is the whole package with every process on it, "rapl-process" this process's share of it:
-    the right one where several clients run on one machine; "auto-process" is "auto" with the latter.
-
-    Raises:
-        ConfigError: no such preference, or the forced source is not available; with reason and cure.
-    """
-    if preference not in PREFERENCES:
-        raise ConfigError(
-            f"energy source {preference!r} is not known; choose one of {', '.join(PREFERENCES)}"
+        None, at once, where there is nothing to subtract: no source, or a model of what comes on top.
+        """
+        about = self.source.about
+        if about.scope == "none" or about.is_net or duration_s <= 0:
+            return None
+        with self.phase(IDLE):
+            sleep(duration_s)
+        measured, _ = self._done.pop()
+        energy = measured.energy
+        if energy is None:
+            _log.warning("the idle power is unknown source=%s", about.name)
+            return None
+        self.idle = Idle(
+            energy.energy_j / energy.duration_s, energy.statistical_j / energy.duration_s, energy.duration_s
         )
-    if preference == "none":
-        return NoSource()
-    if preference == "model":
-        return CpuModel(profile)
-    found = rapl.find(root, "process" if preference.endswith("-process") else "package")
-    if isinstance(found, Unavailable):
-        if not preference.startswith("auto"):
-            raise ConfigError(f"energy source {preference!r}: {found}")
-        model = CpuModel(profile)
-        _log.info("energy is modelled source=%s reason=%s", model.name, found)
-        return model
-    _log.info("energy is measured source=%s", found.name)
-    return found
+        _log.info("idle power_w=%.3f uncertainty_w=%.3f", self.idle.power_w, self.idle.uncertainty_w)
+        return self.idle
+
+    @property
+    def first_sample_s(self) -> float | None:
+        """When to take a phase's first sample: as soon as readings are wholly of it; None: never."""
+        about = self.source.about
+        if about.sample_s is None:
+            return None if self._conditions is None else EVERY_S
+        settle_s = Window(about, about.sample_s, 0.0).settle_s
+        return min(settle_s + 0.001, about.sample_s) if settle_s else about.sample_s
+
+    def sample(self) -> None:
+        """Read the source once, and attribute what it says to the open phase."""
+        with self._lock:
+            begin_s = time.thread_time()
+            self._sample()
+            if self._open is not None:
+                self._open.meter_cpu_s += time.thread_time() - begin_s
+
+    def _begin(self, name: str) -> None:
+        with self._lock:
+            about = self.source.about
+            reading, now_s = self._read()
+            window = Window(about, about.sample_s or 1.0, now_s)
+            self._open = _Open(name, now_s, self._cpu_time(), window, reading, None)
+            if self._conditions is not None:
+                self._conditions.begin(now_s)
+            self._attribute(reading, now_s)
+
+    def _end(self, span: Span) -> None:
+        with self._lock:
+            open_ = self._open
+            assert open_ is not None
+            cpu_s = self._cpu_time() - open_.cpu_s
+            reading, end_s = self._read()
+            self._attribute(reading, end_s)
+            duration_s = end_s - open_.begin_s
+            energy: Energy | None = None
+            coverage = 0.0
+            if self.source.about.quantity == "power":
+                energy, coverage = open_.window.energy(end_s), open_.window.coverage(end_s)
+            elif open_.before is not None and reading is not None:
+                energy = counted(open_.before, reading, duration_s, self.source.about.accuracy)
+                coverage = 0.0 if energy is None else 1.0
+            seen = self._conditions.end(end_s) if self._conditions is not None else Seen()
+            peak_w = open_.window.peak_w if open_.window.num_samples else None
+            closed = _Closed(span, cpu_s, duration_s, peak_w, coverage, seen, open_.meter_cpu_s)
+            self._done.append((Measured(open_.name, open_.begin_s, energy), closed))
+            self._open = None
+
+    def _read(self) -> tuple[Reading | None, float]:
+        """Return a reading, or None for a gap, and the middle of the time that it took."""
+        before_s = self._clock()
+        reading: Reading | None = None
+        try:
+            reading = self.source.read()
+        except (OSError, ValueError) as error:
+            if not self._is_failing and self.source.about.scope != "none":
+                _log.warning("energy is not read now source=%s reason=%s", self.source.about.name, error)
+            self._is_failing = True
+        else:
+            if self._is_failing:
+                _log.warning("energy is read again source=%s", self.source.about.name)
+            self._is_failing = False
+        return reading, (before_s + self._clock()) / 2
+
+    def _sample(self) -> None:
+        reading, now_s = self._read()
+        if self._open is not None:
+            self._attribute(reading, now_s)
+            if self._conditions is not None:
+                self._conditions.sample(now_s)
+
+    def _attribute(self, reading: Reading | None, now_s: float) -> None:
+        """Give a reading to the open phase."""
+        open_ = self._open
+        assert open_ is not None
+        if reading is None:
+            return
+        if self._keeper is not None:
+            self._keeper.keep(open_.name, now_s, reading)
+        if self.source.about.quantity == "power":
+            open_.window.add(now_s, reading.value)
+            return
+        previous = open_.previous
+        if previous is None or now_s > previous[0]:
+            open_.previous = now_s, reading
+        if previous is not None and previous[1].gaps == reading.gaps and now_s > previous[0]:
+            open_.window.add(now_s, (reading.value - previous[1].value) / (now_s - previous[0]))
+
+    def _phase(self, measured: Measured, closed: _Closed) -> Phase:
+        about, energy = self.source.about, measured.energy
+        uncertainty_j = net_j = net_uncertainty_j = None
+        if energy is not None:
+            uncertainty_j = energy.uncertainty_j(about.accuracy)
+            if about.is_net:
+                net_j, net_uncertainty_j = energy.energy_j, uncertainty_j
+            elif self.idle is not None:
+                net_j, net_uncertainty_j = energy.beyond(self.idle, about.accuracy)
+        return Phase(
+            phase=measured.phase,
+            duration_s=closed.duration_s,
+            cpu_s=max(0.0, closed.cpu_s),
+            # Noise next to zero may be below it; the device never gave energy back.
+            energy_j=None if energy is None else max(0.0, energy.energy_j),
+            uncertainty_j=uncertainty_j,
+            energy_source=about.name,
+            received_bytes=closed.span.received_bytes,
+            sent_bytes=closed.span.sent_bytes,
+            energy_scope=about.scope,
+            energy_raw_j=None if energy is None else energy.raw_j,
+            energy_net_j=net_j,
+            net_uncertainty_j=net_uncertainty_j,
+            power_peak_w=closed.peak_w,
+            coverage=None if about.scope == "none" else closed.coverage,
+            pooled=measured.pooled,
+            temperature_c=closed.seen.temperature_c,
+            clock_mhz=closed.seen.clock_mhz,
+            throttling=",".join(closed.seen.throttling),
+            meter_cpu_s=closed.meter_cpu_s,
+        )
+
+    def _keep_sampling(self) -> tuple[threading.Event, threading.Thread | None]:
+        """Sample in the background until the returned event is set, where the source needs it."""
+        ended = threading.Event()
+        first_s = self.first_sample_s
+        if first_s is None:
+            return ended, None
+        interval_s = self.source.about.sample_s or EVERY_S
+        begin_s = self._clock()
+
+        def work() -> None:
+            due_s = begin_s + first_s
+            while not ended.wait(max(0.0, due_s - self._clock())):
+                self.sample()
+                due_s = max(due_s + interval_s, self._clock())
+
+        thread = threading.Thread(target=work, name="energy-sampler", daemon=True)
+        thread.start()
+        return ended, thread

@@ -14,7 +14,6 @@ process tree's share of the machine's busy CPU time, interval by interval: an es
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from edge_client.energy import cpu_time
-from edge_client.energy.source import Accuracy, Reading, Scope, Unavailable
+from edge_client.energy.source import About, Accuracy, Reading, Unavailable
 
 Attribution = Literal["package", "process"]
 Clock = Callable[[], float]
@@ -40,11 +39,11 @@ ATTRIBUTION_UNCERTAINTY = 0.3
 
 _PACKAGE = Accuracy(
     relative=0.05,  # Published comparisons with meters: 2-5 %.
-    resolution_j=61e-6,  # Intel's usual energy unit, 2^-14 J; AMD's is finer.
+    resolution=61e-6,  # Intel's usual energy unit, 2^-14 J; AMD's is finer.
     latency_s=0.001,  # The counter is refreshed about every millisecond.
     min_window_s=0.05,  # Below, refresh and the noise that microcode adds (PLATYPUS) prevail.
 )
-_SHARE = Accuracy(ATTRIBUTION_UNCERTAINTY, _PACKAGE.resolution_j, latency_s=0.01, min_window_s=0.5)
+_SHARE = Accuracy(ATTRIBUTION_UNCERTAINTY, _PACKAGE.resolution, latency_s=0.01, min_window_s=0.5)
 
 _CURE = (
     "since Linux 5.10 only root may read it; allow it with: sudo chmod a+r "
@@ -88,8 +87,6 @@ class _Package:
 class RaplSource:
     """All packages of the machine, summed."""
 
-    scope: Scope = "soc_package"
-
     def __init__(
         self,
         packages: list[_Package],
@@ -103,44 +100,54 @@ class RaplSource:
         self._by_share = attribution == "process"
         self._last_process_s, self._last_busy_s = process_s(), busy_s()
         self._energy_j, self._gaps = 0.0, 0
-        self.name = "rapl:" + "+".join(package.name for package in packages)
-        if self._by_share:
-            self.name += "*cpu-share"
-        self.accuracy = _SHARE if self._by_share else _PACKAGE
+        name = "rapl:" + "+".join(package.name for package in packages)
+        self.about = About(
+            name=name + "*cpu-share" if self._by_share else name,
+            quantity="energy",
+            scope="soc_package",
+            covers="this process's share, by CPU time, of the processor packages"
+            if self._by_share
+            else "the whole processor packages, all processes",
+            leaves_out="memory outside the package, disk, network, screen, power supply",
+            accuracy=_SHARE if self._by_share else _PACKAGE,
+            period_s=0.001,
+            # A share walks the process tree, which costs more than a counter; and counters wrap.
+            sample_s=1.0 if self._by_share else 0.1,
+        )
 
-    @property
-    def poll_s(self) -> float:
-        """Half of the time in which the smallest counter could wrap, from 1 to 10 s."""
-        ranges_j = [package.range_j for package in self._packages if package.range_j is not None]
-        return max(1.0, min([10.0, *(range_j / (2 * MAX_PACKAGE_W) for range_j in ranges_j)]))
-
-    def read(self) -> Reading | None:
-        """Return the joules so far; None if any package, or the share, could not be read now.
+    def read(self) -> Reading:
+        """See Sensor: the joules so far.
 
         After a reset or too long a pause the reading is good but the joules before it are not
         known: that counts as a gap of the phase before, not of the one that begins here.
+
+        Raises:
+            OSError, ValueError: a package, or the share, cannot be read now: a gap too, since
+                another package may have advanced.
         """
         now_s = self._clock()
-        parts: list[float | None] = []
-        for package in self._packages:
-            with contextlib.suppress(OSError, ValueError):
-                parts.append(package.advance(now_s))
-        share = self._share() if self._by_share else 1.0
-        if share is None or len(parts) < len(self._packages):
+        try:
+            parts = [package.advance(now_s) for package in self._packages]
+            share = self._share() if self._by_share else 1.0
+        except (OSError, ValueError):
             self._gaps += 1
-            return None
+            raise
         if None in parts:
             self._gaps += 1
         else:
             self._energy_j += share * sum(part for part in parts if part is not None)
         return Reading(self._energy_j, self._gaps)
 
-    def _share(self) -> float | None:
-        """Return this process tree's share of the busy CPU time since the last call, 0..1."""
+    def _share(self) -> float:
+        """Return this process tree's share of the busy CPU time since the last call, 0..1.
+
+        Raises:
+            ValueError: the machine's busy time cannot be read.
+        """
         process_s, busy_s = self._process_s(), self._busy_s()
         if busy_s is None or self._last_busy_s is None:
             self._last_process_s, self._last_busy_s = process_s, busy_s
-            return None
+            raise ValueError("the machine's busy time cannot be read from /proc/stat")
         process_change_s, busy_change_s = process_s - self._last_process_s, busy_s - self._last_busy_s
         self._last_process_s, self._last_busy_s = process_s, busy_s
         if process_change_s <= 0:

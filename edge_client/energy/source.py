@@ -1,8 +1,8 @@
-"""What a source of energy figures offers, and how its uncertainty is stated.
+"""What every sensor and model offers, and how its uncertainty is stated.
 
-A source counts joules upwards from its start, as an electricity meter does. A failed read is a
-gap: `read` returns None, and the next reading's `gaps` is higher, so that whoever takes a
-difference knows that something is missing in between. A gap is never a zero.
+A power sensor reads watts now: the meter samples it and integrates. An energy counter counts joules
+upwards from its start, as an electricity meter does: the meter takes differences. The two are never
+mixed. A failed read raises: it is a gap, and a gap is never a zero.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from typing import Literal, Protocol
 Scope = Literal[
     "wall", "board_input", "module_input", "rails_sum", "soc_package", "cpu", "model", "none"
 ]  # What lies inside the figure, outermost first; figures compare only within one scope.
+Quantity = Literal["power", "energy"]
+UNITS: dict[Quantity, str] = {"power": "W", "energy": "J"}
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A meter's position."""
+    """A power sensor's watts now, or an energy counter's joules since its start."""
 
-    energy_j: float  # Since the source's start; never falls.
-    gaps: int = 0  # Failed or implausible reads so far; joules may be missing for each.
+    value: float  # Watts may be negative next to zero; joules never fall.
+    gaps: int = 0  # Of a counter: resets and the like so far; joules are missing for each.
 
 
 @dataclass(frozen=True)
@@ -29,43 +31,66 @@ class Accuracy:
     """What is known of a source's errors, from data sheets and manuals rather than calibration."""
 
     relative: float  # Of the figure, k = 2: gain, attribution, model.
-    resolution_j: float = 0.0  # Step of the counter.
-    latency_s: float = 0.0  # A read may be so old: the counter is refreshed only that often.
+    resolution: float = 0.0  # Step of a reading, in watts or joules.
+    offset_w: float = 0.0  # Constant error of the power, k = 2.
+    latency_s: float = 0.0  # A counter is refreshed only so often.
     min_window_s: float = 0.0  # Figures over shorter windows are noise.
+    tau_relative: float = 0.1  # Of the low pass's time constant, k = 2.
 
-    def uncertainty_j(self, energy_j: float, duration_s: float) -> float:
-        """Return the expanded uncertainty (k = 2) of the energy between two readings.
+    def systematic_j(self, energy_j: float, duration_s: float) -> float:
+        """Return what gain and offset leave uncertain (k = 2)."""
+        return math.hypot(self.relative * energy_j, self.offset_w * duration_s)
 
-        Resolution and latency err uniformly at each of the two edges, hence 2 / 12 of the square.
-        Below the least meaningful window it is at least the figure itself.
+    def edges_j(self, energy_j: float, duration_s: float) -> float:
+        """Return what resolution and latency leave uncertain (k = 2) of a counter's difference.
+
+        They err uniformly at each of the two edges, hence 2 / 12 of the square.
         """
         power_w = energy_j / duration_s if duration_s > 0 else 0.0
-        edges = (self.resolution_j**2 + (self.latency_s * power_w) ** 2) * 2 / 12
-        expanded = math.sqrt((self.relative * energy_j) ** 2 + 4 * edges)
-        return max(expanded, energy_j) if duration_s < self.min_window_s else expanded
+        return 2 * math.sqrt((self.resolution**2 + (self.latency_s * power_w) ** 2) * 2 / 12)
 
 
-class EnergySource(Protocol):
+@dataclass(frozen=True)
+class About:
+    """What a figure is, as it stands in reports."""
+
+    name: str  # "rapl:package-0", "ina3221:VDD_IN", "model:cpu-time(rpi4b)"
+    quantity: Quantity
+    scope: Scope
+    covers: str
+    leaves_out: str
+    accuracy: Accuracy
+    period_s: float = 0.0  # The sensor has a new value so often, which may be the mean of that time.
+    sample_s: float | None = None  # The meter reads so often during a phase; None: only at its ends.
+    tau_s: float = 0.0  # Time constant of the sensor's first-order low pass; 0: none.
+    is_net: bool = False  # A model of what comes on top of an idle board: there is no idle to subtract.
+
+    @property
+    def unit(self) -> str:
+        """Of a reading."""
+        return UNITS[self.quantity]
+
+    @property
+    def resolves_s(self) -> float:
+        """Shorter phases cannot be told apart by it."""
+        sampling_s = 2 * self.sample_s if self.quantity == "power" and self.sample_s else 0.0
+        return max(self.accuracy.min_window_s, self.tau_s, 4 * self.period_s, sampling_s)
+
+
+class Sensor(Protocol):
     """A sensor or a model."""
 
     @property
-    def name(self) -> str:
-        """What stands in the report: "rapl:package-0", "model:cpu-time(rpi4b)"."""
+    def about(self) -> About:
+        """What it reads."""
 
-    @property
-    def scope(self) -> Scope:
-        """What the figure covers."""
+    def read(self) -> Reading:
+        """Return the reading of now.
 
-    @property
-    def accuracy(self) -> Accuracy:
-        """Its errors."""
-
-    @property
-    def poll_s(self) -> float | None:
-        """Longest time between two reads that loses nothing; None if any will do."""
-
-    def read(self) -> Reading | None:
-        """Return the meter's position, or None where it could not be read."""
+        Raises:
+            OSError, ValueError: it cannot be read, or what it says is no figure. The next read may
+                succeed again.
+        """
 
 
 @dataclass(frozen=True)
@@ -82,13 +107,10 @@ class Unavailable:
 
 
 class NoSource:
-    """Energy is not wanted: every figure stays unknown."""
+    """Energy is not wanted, or nothing can tell it: every figure stays unknown."""
 
-    name = "none"
-    scope: Scope = "none"
-    accuracy = Accuracy(relative=0.0)
-    poll_s = None
+    about = About("none", "energy", "none", "nothing", "everything", Accuracy(relative=0.0))
 
-    def read(self) -> Reading | None:
-        """Return None, always."""
-        return None
+    def read(self) -> Reading:
+        """Raise ValueError, always."""
+        raise ValueError("there is no energy source")

@@ -1,0 +1,114 @@
+"""sparsefleet energy: which sources a board has."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from device_profiles import detect, load, machine_name
+from edge_client.energy.choose import choose, survey
+from edge_client.energy.conditions import watch
+from edge_client.energy.power_mode import power_mode
+from edge_client.energy.source import Sensor, Unavailable
+from protocol.errors import ConfigError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the parts and their options."""
+    parts = parser.add_subparsers(dest="part", required=True, metavar="PART")
+    text = "List what would be read here, and why the rest would not."
+    sources = parts.add_parser("sources", help=text, description=text)
+    sources.add_argument(
+        "--root",
+        type=Path,
+        default=Path("/"),
+        metavar="DIR",
+        help="a tree that stands for /, as recorded from a board",
+    )
+    sources.add_argument("--profile", default="auto", help="device profile; auto: by the tree")
+    sources.add_argument("--json", action="store_true")
+    sources.set_defaults(run=lambda options: print_sources(options.root, options.profile, options.json))
+
+
+def print_sources(root: Path, profile_name: str, as_json: bool) -> int:
+    """Print the sources under `root`.
+
+    Raises:
+        ConfigError: no such folder or profile.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"{root} is not a folder; give one that holds proc/ and sys/ as on the board")
+    report = sources(root, profile_name)
+    if as_json:
+        print(json.dumps(report))
+        return 0
+    print(f"{report['machine'] or 'a machine without a name'}: profile {report['profile']}")
+    for one in report["sources"]:
+        mark = "*" if one["name"] == report["chosen"] and one["is_available"] else " "
+        if one["is_available"]:
+            print(
+                f"{mark} {one['sensor']:10}  {one['name']}: {one['value']:.3f} {one['unit']}, {one['scope']}"
+            )
+            print(f"{'':14}covers {one['covers']}")
+            print(f"{'':14}leaves out {one['leaves_out']}")
+        else:
+            print(f"  {one['sensor']:10}  not available: {one['reason']}; {one['cure']}")
+    print(f'* is what energy = "auto" takes: {report["chosen"]}')
+    seen = report["conditions"]
+    print(
+        ", ".join(f"{name} {value if value not in (None, '') else 'unknown'}" for name, value in seen.items())
+    )
+    return 0
+
+
+def sources(root: Path, profile_name: str = "auto") -> dict[str, Any]:
+    """Return what `energy sources --json` prints."""
+    profile = detect(root) if profile_name == "auto" else load(profile_name)
+    conditions = watch(root)
+    conditions.begin(0.0)
+    seen = conditions.end(0.0)
+    return {
+        "root": str(root),
+        "machine": machine_name(root),
+        "profile": profile.name,
+        "chosen": choose("auto", profile, root).about.name,
+        "sources": [_described(kind, found) for kind, found in survey(profile, root)],
+        "conditions": {
+            "temperature_c": seen.temperature_c,
+            "clock_mhz": seen.clock_mhz,
+            "throttling": ",".join(seen.throttling),
+            "power_mode": power_mode(root),
+        },
+    }
+
+
+def _described(kind: str, found: Sensor | Unavailable) -> dict[str, Any]:
+    if isinstance(found, Unavailable):
+        return {
+            "sensor": kind,
+            "name": None,
+            "is_available": False,
+            "reason": found.reason,
+            "cure": found.cure,
+        }
+    about = found.about
+    return {
+        "sensor": kind,
+        "name": about.name,
+        "is_available": True,
+        "quantity": about.quantity,
+        "unit": about.unit,
+        "scope": about.scope,
+        "covers": about.covers,
+        "leaves_out": about.leaves_out,
+        "value": found.read().value,
+        "resolution": about.accuracy.resolution,
+        "uncertainty_relative": about.accuracy.relative,
+        "offset_w": about.accuracy.offset_w,
+        "period_s": about.period_s,
+        "sample_s": about.sample_s,
+        "tau_s": about.tau_s,
+        "resolves_s": about.resolves_s,
+    }
