@@ -56,7 +56,7 @@ def print_sources(root: Path, profile_name: str, as_json: bool) -> int:
         else:
             print(f"  {one['sensor']:10}  not available: {one['reason']}; {one['cure']}")
     print(f'* is what energy = "auto" takes: {report["chosen"]}')
-    seen = report["conditions"]
+    seen = {**report["conditions"], "throttling": report["conditions"]["throttling"] or "none seen"}
     print(
         ", ".join(f"{name} {value if value not in (None, '') else 'unknown'}" for name, value in seen.items())
     )

@@ -50,7 +50,8 @@ class LoadModel:
             for core in text(policy / "related_cpus").split():
                 if highest:
                     self._clocks[int(core)] = KernelFile(policy / "scaling_cur_freq"), highest
-        self._energy_j = 0.0
+        self._power_w = self._idle_w  # Of the last interval.
+        self._energy_j = self._highest_j = 0.0
         self._last_s, self._last = clock(), self._ticks()
 
     def read(self) -> Reading:
@@ -58,8 +59,8 @@ class LoadModel:
         now_s = self._clock()
         elapsed_s = now_s - self._last_s
         if elapsed_s < LEAST_INTERVAL_S:
-            # Too little for the ticks; the joules until now follow with the next reading.
-            return Reading(self._energy_j + self._power_w * elapsed_s)
+            # Too little for the ticks: as before, until the next reading knows better.
+            return self._shown(self._energy_j + self._power_w * elapsed_s)
         ticks = self._ticks()
         load = 0.0
         for core, (busy, total) in ticks.items():
@@ -70,9 +71,12 @@ class LoadModel:
         self._power_w = self._idle_w + self._span_w * load / max(1, len(ticks))
         self._energy_j += self._power_w * elapsed_s
         self._last_s, self._last = now_s, ticks
-        return Reading(self._energy_j)
+        return self._shown(self._energy_j)
 
-    _power_w = 0.0  # Of the last interval.
+    def _shown(self, energy_j: float) -> Reading:
+        """Return a reading that is never below an earlier one."""
+        self._highest_j = max(self._highest_j, energy_j)
+        return Reading(self._highest_j)
 
     def _ticks(self) -> dict[int, tuple[int, int]]:
         """Return busy and total ticks of each core."""

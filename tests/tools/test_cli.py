@@ -12,7 +12,7 @@ import pytest
 
 from tools.cli import main
 
-COMMANDS = ["demo", "export", "data", "run", "client", "bench"]
+COMMANDS = ["demo", "export", "data", "run", "client", "energy", "bench"]
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
