@@ -20,6 +20,8 @@ from edge_client.energy.source import About, Accuracy, Reading
 
 # Longer intervals than so many usual ones are not bridged: nobody knows what happened in them.
 MAX_INTERVALS = 5
+# Beyond its last reading a window is extended only so far: there is nothing on the other side.
+MAX_EXTENSION = 2
 # Below this share of covered time a window has no figure.
 MIN_COVERAGE = 0.9
 
@@ -85,7 +87,7 @@ class Window:
             return
         if self._last is None:
             self._first = at_s, power_w
-            if at_s - self.begin_s <= MAX_INTERVALS * self.sample_s:
+            if at_s - self.begin_s <= self.settle_s + MAX_EXTENSION * self.sample_s:
                 self._integral_j += power_w * (at_s - self.begin_s)
                 self.covered_s += at_s - self.begin_s
         else:
@@ -105,9 +107,9 @@ class Window:
         return min(1.0, (self.covered_s + self._tail_s(end_s)) / duration_s) if duration_s > 0 else 1.0
 
     def _tail_s(self, end_s: float) -> float:
-        """Return the time from the last sample to the end, if short enough to be bridged."""
+        """Return the time from the last sample to the end, if short enough; none but after a failed read."""
         tail_s = 0.0 if self._last is None else end_s - self._last[0]
-        return tail_s if tail_s <= MAX_INTERVALS * self.sample_s else 0.0
+        return tail_s if tail_s <= MAX_EXTENSION * self.sample_s else 0.0
 
     def energy(self, end_s: float) -> Energy | None:
         """Return the energy until `end_s`; None if too little of the time is covered.
@@ -124,7 +126,7 @@ class Window:
         raw_j = covered_j / coverage  # What is not covered is taken to be like the rest.
         tau_s = self.about.tau_s
         change_w = self._last[1] - self._first[1] if tau_s else 0.0
-        missing_s = (1 - coverage) * duration_s
+        missing_s = (1 - coverage) * duration_s + self._tail_s(end_s)
         statistical_j = self._statistical_j(duration_s, change_w, missing_s)
         return Energy(raw_j + tau_s * change_w, raw_j, statistical_j, duration_s)
 

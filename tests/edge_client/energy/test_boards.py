@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from device_profiles import detect
 from edge_client.energy.choose import choose, survey
 from edge_client.energy.conditions import watch
+from edge_client.energy.meter import Meter
 from edge_client.energy.power_mode import power_mode
 from edge_client.energy.source import Unavailable
 from tests.edge_client.energy import trees
@@ -333,3 +336,65 @@ def test_a_zone_that_answers_with_an_error_or_nonsense_does_not_count(
     trees.write(tmp_path, {f"{thermal}3/type": "x", f"{thermal}3/temp": "nonsense"})
     failing("thermal_zone1/temp", errno.EAGAIN)
     assert watch(tmp_path).thermal.read_c() == 41.5
+
+
+def test_what_was_counted_between_two_phases_is_not_the_second_ones(tmp_path: Path) -> None:
+    trees.orin_nano(tmp_path)
+    conditions = watch(tmp_path)
+    conditions.begin(0.0)
+    conditions.end(1.0)
+    (tmp_path / "sys/class/hwmon/hwmon3/oc3_event_cnt").write_text("9\n")
+    conditions.begin(2.0)
+    assert conditions.end(3.0).throttling == ()
+
+
+# Pulled out
+
+
+def test_a_sensor_that_is_pulled_out_is_a_gap_until_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees.orin_nano(tmp_path)
+    sensor = choose("ina3221", detect(tmp_path), tmp_path)
+    sensor.read()
+    read = os.pread
+
+    def pread(descriptor: int, length: int, offset: int) -> bytes:
+        if os.fstat(descriptor).st_nlink == 0:  # So the kernel answers once the device is gone.
+            raise OSError(errno.ENODEV, "No such device")
+        return read(descriptor, length, offset)
+
+    monkeypatch.setattr("edge_client.energy.sysfs.os.pread", pread)
+    files = [
+        tmp_path / "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1" / name
+        for name in ("in1_input", "curr1_input")
+    ]
+    for path in files:
+        path.unlink()
+    with pytest.raises(OSError, match="No such device"):
+        sensor.read()
+    with pytest.raises(FileNotFoundError):
+        sensor.read()
+    for path, value in zip(files, (5000, 1000), strict=True):  # Back, it is another file of the same name.
+        path.write_text(f"{value}\n")
+    with pytest.raises(OSError, match="No such device"):
+        sensor.read()  # The current's descriptor is still the old one.
+    assert sensor.read().value == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("content", [None, "garbage", ""])
+def test_a_training_goes_on_without_its_sensor(tmp_path: Path, content: str | None) -> None:
+    trees.orin_nano(tmp_path)
+    meter = Meter(choose("ina3221", detect(tmp_path), tmp_path), conditions=watch(tmp_path))
+    with meter.phase("train") as span:
+        time.sleep(0.05)
+        for path in (tmp_path / "sys").rglob("curr1_input"):
+            path.unlink() if content is None else path.write_text(content)
+        shutil.rmtree(tmp_path / "sys/class")  # Conditions go too.
+        meter.source._rails[0].amperes.close()  # type: ignore[attr-defined]  # As its open descriptor would fail.
+        time.sleep(0.25)
+        span.sent_bytes = 7
+    (phase,) = meter.take()
+    assert (phase.energy_j, phase.sent_bytes) == (None, 7)
+    assert phase.coverage is not None
+    assert phase.coverage < 0.9

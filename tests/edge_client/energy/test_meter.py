@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from device_profiles import load
+from edge_client.energy import rapl
 from edge_client.energy.cpu_model import CpuModel
-from edge_client.energy.meter import Meter
+from edge_client.energy.meter import Meter, boot_time_s
 from edge_client.energy.source import About, Accuracy, NoSource, Quantity, Reading
+from tests.edge_client.energy import trees
 
 
 class Scripted:
@@ -258,3 +263,40 @@ def test_a_source_is_sampled_during_the_phase_and_what_that_costs_is_stated() ->
     (phase,) = meter.take()
     assert phase.meter_cpu_s is not None
     assert 0 < phase.meter_cpu_s <= phase.duration_s
+
+
+# Counters over a meter: wraps, resets, suspends
+
+
+def test_a_counter_may_wrap_within_a_phase(tmp_path: Path) -> None:
+    trees.laptop(tmp_path)
+    clocks = Clocks()
+    source = rapl.find(tmp_path, clock=lambda: clocks.now_s)
+    assert isinstance(source, rapl.RaplSource)
+    meter = Meter(source, lambda: clocks.now_s, lambda: 0.0)
+    counter = tmp_path / "sys/class/powercap/intel-rapl:0/energy_uj"
+    with meter.phase("train", in_background=False):
+        clocks.work(1.0)
+        counter.write_text("1000000\n")
+    (phase,) = meter.take()
+    assert phase.energy_j == pytest.approx(1.02885)  # 262143328850 - 262143300000 + 1000000 uJ
+    # A suspend: an hour later the counter has begun anew, and nobody knows how often.
+    with meter.phase("train", in_background=False):
+        clocks.work(3600.0)
+        counter.write_text("500\n")
+    with meter.phase("encode", in_background=False):
+        clocks.work(1.0)
+        counter.write_text("2000500\n")
+    lost, after = meter.take()
+    assert (lost.energy_j, lost.coverage) == (None, 0.0)
+    assert after.energy_j == pytest.approx(2.0)
+
+
+def test_the_default_clock_goes_on_through_a_suspend_and_is_never_set_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if sys.platform == "linux":
+        asked: list[int] = []
+        monkeypatch.setattr(time, "clock_gettime", lambda which: asked.append(which) or 5.0)
+        assert boot_time_s() == 5.0
+        assert asked == [time.CLOCK_BOOTTIME]
