@@ -15,6 +15,8 @@ from edge_client.daemon import Daemon
 from edge_client.energy.choose import choose
 from edge_client.energy.conditions import watch
 from edge_client.energy.meter import Meter
+from edge_client.energy.recording import Recording
+from edge_client.energy.source import Sensor
 from edge_client.kernels import library_path
 from edge_client.link import Link
 from edge_client.spool import Spool
@@ -52,8 +54,10 @@ def run_client(options: argparse.Namespace) -> int:
         raise RuntimeMissing(str(error)) from error
     num_examples = count(Path(config.data))
     topics = Topics(config.broker.fleet)
-    meter = Meter(choose(config.energy, profile, settings=config.meter), conditions=watch())
     spool = Spool(Path(config.state))
+    source = choose(config.energy, profile, settings=config.meter)
+    recording = _recording(config, source)
+    meter = Meter(source, conditions=watch(), keeper=recording)
     session = spool.next_session()
     will = Will(topics.of(STATE, config.client_id), encode(Leave(config.client_id, session)))
     transport = _connect(config, will)
@@ -68,10 +72,27 @@ def run_client(options: argparse.Namespace) -> int:
         try:
             daemon.run()
         finally:
+            if recording is not None:
+                recording.close()
             transport.publish(
                 topics.of(STATE, config.client_id), encode(Leave(config.client_id, session)), retain=True
             )
     return 0
+
+
+def _recording(config: ClientConfig, source: Sensor) -> Recording | None:
+    """Return where samples are kept, if they are to be.
+
+    Raises:
+        ConfigError: the state folder cannot take a file.
+    """
+    if not config.meter.keep_samples_mb:
+        return None
+    path = Path(config.state) / f"samples-{time.time_ns() // 10**6}.csv.zst"
+    try:
+        return Recording(path, source.about, config.meter.keep_samples_mb * 10**6)
+    except OSError as error:
+        raise ConfigError(f"samples cannot be kept ({error}); set [meter] keep_samples_mb = 0") from error
 
 
 def _connect(config: ClientConfig, will: Will) -> Transport:

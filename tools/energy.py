@@ -1,9 +1,10 @@
-"""sparsefleet energy: which sources a board has."""
+"""sparsefleet energy: which sources a board has, and how fast its sensor follows."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from edge_client.energy.choose import choose, survey
 from edge_client.energy.conditions import watch
 from edge_client.energy.power_mode import power_mode
 from edge_client.energy.source import Sensor, Unavailable
+from edge_client.energy.step_response import step_test
 from protocol.errors import ConfigError
 
 
@@ -30,6 +32,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     sources.add_argument("--profile", default="auto", help="device profile; auto: by the tree")
     sources.add_argument("--json", action="store_true")
     sources.set_defaults(run=lambda options: print_sources(options.root, options.profile, options.json))
+
+    text = "Measure the time constant of the power sensor's low pass: loads and unloads all cores, half a minute."
+    step = parts.add_parser("step-test", help=text, description=text)
+    step.add_argument("--energy", default="auto", help="which source; auto: as a client would choose")
+    step.add_argument("--json", action="store_true")
+    step.set_defaults(run=lambda options: print_step_test(options.energy, options.json))
+
+
+def print_step_test(preference: str, as_json: bool) -> int:
+    """Run the step test and print what to write into the client's configuration.
+
+    Raises:
+        ConfigError: the source is no power sensor, or the board was not quiet.
+    """
+    sensor = choose(preference, detect())
+    found = step_test(sensor)
+    if as_json:
+        print(json.dumps({"source": sensor.about.name, **asdict(found)}))
+    else:
+        print(
+            f"{sensor.about.name}: tau = {found.tau_s:.3f} ± {found.uncertainty_s:.3f} s over {found.fall_w:.1f} W"
+        )
+        print(f"write into the client's configuration:\n[meter]\ntau_s = {found.tau_s:.3f}")
+    return 0
 
 
 def print_sources(root: Path, profile_name: str, as_json: bool) -> int:
