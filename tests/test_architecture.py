@@ -33,6 +33,7 @@ ONLY_IN = {
     "amqtt": ("coordinator/broker.py",),
     "rich": ("tools/",),
     "sklearn": ("tools/dataset.py",),
+    "smbus2": ("edge_client/energy/ina_i2c.py",),
 }
 
 

@@ -82,6 +82,18 @@ def test_sparse_training_learns_and_stays_sparse(home, tmp_path):
     rows = read_csv(tmp_path / "run" / "rounds.csv")
     assert [row["stage"] for row in rows] == ["score"] + ["train"] * 8
     assert float(rows[-1]["accuracy"]) > 0.9  # Digits; chance is 0.1.
+    measured = [
+        row["phase"] for row in read_csv(tmp_path / "run" / "devices.csv") if row["client_id"] == "client-000"
+    ]
+    work = ["receive", "decode", "train", "encode", "upload"]
+    assert [phase for phase in measured if phase != "idle"] == [
+        "receive",
+        "decode",
+        "prune",
+        *work[3:],
+        *8 * work,
+    ]
+    assert measured.count("idle") == 9  # Before each task.
     # 65,824 prunable weights; 6,582 are 10 %.
     assert result.mask.below(65_824).nnz == 6_582
     outside = np.ones(result.mask.size, bool)

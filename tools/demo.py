@@ -177,11 +177,11 @@ def _print(out: Path, seconds: float, summaries: list[dict[str, Any]]) -> None:
     row("test accuracy", "accuracy", lambda value: f"{100 * value:.1f}%")
     row("bytes up, all clients", "upload_bytes", size)
     row("bytes down, all clients", "download_bytes", size)
-    for phase in dense["phases"]:
-        a, b = (
-            dense["phases"][phase],
-            sparse["phases"].get(phase, {"seconds": 0.0, "energy_j": None, "uncertainty_j": 0.0}),
-        )
+    never = {"seconds": 0.0, "energy_j": 0.0, "uncertainty_j": 0.0}  # Only sparse clients prune.
+    for phase in dict.fromkeys([*dense["phases"], *sparse["phases"]]):
+        if phase == "idle":  # Waiting is not the work's cost.
+            continue
+        a, b = dense["phases"].get(phase, never), sparse["phases"].get(phase, never)
         ratio = f"{a['seconds'] / b['seconds']:.1f}x" if b["seconds"] else "-"
         table.add_row(f"{phase}, time", f"{a['seconds']:.2f} s", f"{b['seconds']:.2f} s", ratio)
         energies = [joules(one["energy_j"], one["uncertainty_j"]) for one in (a, b)]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from edge_client.energy.source import About, Accuracy, Reading, Unavailable
 
@@ -100,9 +100,9 @@ class InaI2c:
 
 def open_bus(number: int) -> Bus:
     """Return a bus. Raises ModuleNotFoundError: smbus2 is not installed; OSError."""
-    import smbus2  # type: ignore[import-not-found, unused-ignore]
+    import smbus2
 
-    return cast(Bus, cast(Any, smbus2).SMBus(number))
+    return cast(Bus, smbus2.SMBus(number))
 
 
 def find(

@@ -59,3 +59,56 @@ def test_events_are_one_object_a_line(tmp_path):
     folder.event("second", client="a")
     lines = [json.loads(line) for line in (tmp_path / EVENTS).read_text().splitlines()]
     assert [line["event"] for line in lines] == ["first", "second"]
+
+
+def test_waiting_is_listed_and_is_no_part_of_the_total(tmp_path):
+    folder = RunFolder(tmp_path, experiment())
+    idle = Phase("idle", 60.0, 0.1, 120.0, 6.0, "ina3221:VDD_IN")
+    folder.devices(device_rows(1, "a", [idle, *phases(3.0)], 1000, "r", "k"))
+    assert folder.totals.phases["idle"].energy_j == 120.0
+    assert folder.totals.energy_j == 3.5
+
+
+MEASURED = Phase(
+    phase="train",
+    duration_s=2.0,
+    cpu_s=1.5,
+    energy_j=11.0,
+    uncertainty_j=0.5,
+    energy_source="ina3221:VDD_IN",
+    energy_scope="module_input",
+    energy_raw_j=10.5,
+    energy_net_j=-0.25,
+    net_uncertainty_j=0.5,
+    power_peak_w=6.5,
+    coverage=1.0,
+    pooled="train+encode",
+    temperature_c=52.5,
+    clock_mhz=1500.0,
+    throttling="throttled,under-voltage",
+    meter_cpu_s=0.01,
+)
+
+
+def test_every_field_of_a_phase_has_a_column_and_is_read_back(tmp_path):
+    folder = RunFolder(tmp_path, experiment())
+    rows = device_rows(1, "a", [MEASURED], 1000, "r", "k")
+    folder.devices(rows)
+    (line,) = read_csv(tmp_path / DEVICES)
+    for name in MEASURED.__struct_fields__:
+        assert line[name] == str(getattr(MEASURED, name)), name
+    assert RunFolder(tmp_path, experiment()).totals == folder.totals
+
+
+def test_a_folder_of_an_older_version_is_continued_in_its_own_columns(tmp_path):
+    folder = RunFolder(tmp_path, experiment())
+    folder.devices(device_rows(1, "a", phases(3.0), 1000, "r", "k"))
+    old = (tmp_path / DEVICES).read_text().splitlines()
+    columns = old[0].split(",")[:13]  # Up to `kernels`.
+    (tmp_path / DEVICES).write_text("\n".join(",".join(line.split(",")[:13]) for line in old) + "\n")
+    again = RunFolder(tmp_path, experiment())
+    assert again.totals.energy_j == 3.5
+    again.devices(device_rows(2, "a", [MEASURED], 1000, "r", "k"))
+    *_, last = read_csv(tmp_path / DEVICES)
+    assert list(last) == columns
+    assert (last["phase"], last["energy_j"], last["kernels"]) == ("train", "11.0", "k")

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgpack
+import msgspec
 import pytest
 
 from protocol.errors import LimitExceeded, MalformedMessage
@@ -89,6 +90,18 @@ def test_golden_bytes_of_version_1_still_decode(name):
 def test_the_format_is_plain_msgpack(name):
     """Read by another library than the one that writes it."""
     assert msgpack.unpackb(encode(MESSAGES[name]))["type"] == name.partition("_")[0]
+
+
+def test_what_a_newer_meter_says_survives_the_wire():
+    measured = msgspec.structs.replace(
+        PHASE, energy_net_j=-0.5, coverage=0.95, pooled="a+b", throttling="throttled"
+    )
+    message = msgspec.structs.replace(MESSAGES["update"], phases=[measured] * 6)
+    assert decode(encode(message)) == message
+    fields = msgpack.unpackb(encode(message))
+    fields["phases"][0]["coverage"] = 1.5
+    with pytest.raises(MalformedMessage):
+        decode(msgpack.packb(fields))
 
 
 def test_a_field_of_a_newer_peer_is_ignored():
