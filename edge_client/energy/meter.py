@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 Clock = Callable[[], float]
 
 IDLE = "idle"
+PATIENCE_S = 1.0  # With a read that does not return.
 
 
 def boot_time_s() -> float:
@@ -98,7 +99,8 @@ class Meter:
         self.idle: Idle | None = None
         self._clock, self._cpu_time = clock, cpu_time
         self._conditions, self._keeper = conditions, keeper
-        self._lock = threading.Lock()  # Of the source and of the open phase.
+        self._reading = threading.Lock()  # Of the source.
+        self._lock = threading.Lock()  # Of the open phase; never held while the source is read.
         self._open: _Open | None = None
         self._done: list[tuple[Measured, _Closed]] = []
         self._is_failing = False
@@ -122,7 +124,7 @@ class Meter:
         finally:
             ended.set()
             if thread is not None:
-                thread.join(timeout=1.0)  # A sensor that hangs must not hold up the training.
+                thread.join(PATIENCE_S)
             self._end(span)
 
     def take(self) -> list[Phase]:
@@ -163,49 +165,64 @@ class Meter:
 
     def sample(self) -> None:
         """Read the source once, and attribute what it says to the open phase."""
+        begin_s, open_ = time.thread_time(), self._open
+        reading, now_s = self._read()
         with self._lock:
-            begin_s = time.thread_time()
-            self._sample()
-            if self._open is not None:
-                self._open.meter_cpu_s += time.thread_time() - begin_s
+            if open_ is None or open_ is not self._open:  # It ended while the source was being read.
+                return
+            self._attribute(open_, reading, now_s)
+            if self._conditions is not None:
+                self._conditions.sample(now_s)
+            open_.meter_cpu_s += time.thread_time() - begin_s
 
     def _begin(self, name: str) -> None:
-        with self._lock:
-            about = self.source.about
-            reading, now_s = self._read()
-            window = Window(about, about.sample_s or 1.0, now_s)
-            self._open = _Open(name, now_s, self._cpu_time(), window, reading, None)
-            if self._conditions is not None:
-                self._conditions.begin(now_s)
-            self._attribute(reading, now_s)
+        begin_s = time.thread_time()
+        about = self.source.about
+        reading, now_s = self._read()
+        window = Window(about, about.sample_s or 1.0, now_s)
+        open_ = _Open(name, now_s, self._cpu_time(), window, reading, None)
+        self._attribute(open_, reading, now_s)
+        if self._conditions is not None:
+            self._conditions.begin(now_s)
+        open_.meter_cpu_s = time.thread_time() - begin_s
+        self._open = open_
 
     def _end(self, span: Span) -> None:
+        open_ = self._open
+        assert open_ is not None
+        begin_s, cpu_s = time.thread_time(), self._cpu_time() - open_.cpu_s
+        reading, end_s = self._read()
         with self._lock:
-            open_ = self._open
-            assert open_ is not None
-            cpu_s = self._cpu_time() - open_.cpu_s
-            reading, end_s = self._read()
-            self._attribute(reading, end_s)
-            duration_s = end_s - open_.begin_s
-            energy: Energy | None = None
-            coverage = 0.0
-            if self.source.about.quantity == "power":
-                energy, coverage = open_.window.energy(end_s), open_.window.coverage(end_s)
-            elif open_.before is not None and reading is not None:
-                energy = counted(open_.before, reading, duration_s, self.source.about.accuracy)
-                coverage = 0.0 if energy is None else 1.0
-            seen = self._conditions.end(end_s) if self._conditions is not None else Seen()
-            peak_w = open_.window.peak_w if open_.window.num_samples else None
-            closed = _Closed(span, cpu_s, duration_s, peak_w, coverage, seen, open_.meter_cpu_s)
-            self._done.append((Measured(open_.name, open_.begin_s, energy), closed))
             self._open = None
+            self._attribute(open_, reading, end_s)
+        duration_s = end_s - open_.begin_s
+        energy: Energy | None = None
+        coverage = 0.0
+        if self.source.about.quantity == "power":
+            energy, coverage = open_.window.energy(end_s), open_.window.coverage(end_s)
+        elif open_.before is not None and reading is not None:
+            energy = counted(open_.before, reading, duration_s, self.source.about.accuracy)
+            coverage = 0.0 if energy is None else 1.0
+        seen = self._conditions.end(end_s) if self._conditions is not None else Seen()
+        peak_w = open_.window.peak_w if open_.window.num_samples else None
+        meter_cpu_s = open_.meter_cpu_s + time.thread_time() - begin_s
+        closed = _Closed(span, cpu_s, duration_s, peak_w, coverage, seen, meter_cpu_s)
+        self._done.append((Measured(open_.name, open_.begin_s, energy), closed))
 
     def _read(self) -> tuple[Reading | None, float]:
-        """Return a reading, or None for a gap, and the middle of the time that it took."""
+        """Return a reading, or None for a gap, and the middle of the time that it took.
+
+        While the sampler's thread hangs in a read, there are gaps; the training does not wait for it.
+        """
         before_s = self._clock()
         reading: Reading | None = None
         try:
-            reading = self.source.read()
+            if not self._reading.acquire(timeout=PATIENCE_S):
+                raise OSError(f"a read has taken more than {PATIENCE_S:.0f} s")
+            try:
+                reading = self.source.read()
+            finally:
+                self._reading.release()
         except (OSError, ValueError) as error:
             if not self._is_failing and self.source.about.scope != "none":
                 _log.warning("energy is not read now source=%s reason=%s", self.source.about.name, error)
@@ -216,17 +233,8 @@ class Meter:
             self._is_failing = False
         return reading, (before_s + self._clock()) / 2
 
-    def _sample(self) -> None:
-        reading, now_s = self._read()
-        if self._open is not None:
-            self._attribute(reading, now_s)
-            if self._conditions is not None:
-                self._conditions.sample(now_s)
-
-    def _attribute(self, reading: Reading | None, now_s: float) -> None:
-        """Give a reading to the open phase."""
-        open_ = self._open
-        assert open_ is not None
+    def _attribute(self, open_: _Open, reading: Reading | None, now_s: float) -> None:
+        """Give a reading to a phase."""
         if reading is None:
             return
         if self._keeper is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from device_profiles import load
+from edge_client.energy import meter as meter_module
 from edge_client.energy import rapl
 from edge_client.energy.cpu_model import CpuModel
 from edge_client.energy.meter import Meter, boot_time_s
@@ -263,6 +264,34 @@ def test_a_source_is_sampled_during_the_phase_and_what_that_costs_is_stated() ->
     (phase,) = meter.take()
     assert phase.meter_cpu_s is not None
     assert 0 < phase.meter_cpu_s <= phase.duration_s
+
+
+def test_a_sensor_that_hangs_does_not_hold_up_the_training(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(meter_module, "PATIENCE_S", 0.05)
+    begun, let_go = threading.Event(), threading.Event()
+
+    class Hanging(Scripted):
+        about = About("hanging", "power", "board_input", "", "", Accuracy(relative=0.1), sample_s=0.001)
+
+        def __init__(self) -> None:
+            pass
+
+        def read(self) -> Reading:
+            if threading.current_thread().name == "energy-sampler":
+                begun.set()
+                assert let_go.wait(10.0)
+            return Reading(3.0)
+
+    meter = Meter(Hanging())
+    with meter.phase("train"):
+        assert begun.wait(10.0)
+        time.sleep(0.1)
+    (phase,) = meter.take()
+    let_go.set()
+    assert phase.energy_j is None
+    assert "reason=a read has taken more than" in caplog.text
 
 
 # Counters over a meter: wraps, resets, suspends
