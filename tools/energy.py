@@ -1,4 +1,4 @@
-"""sparsefleet energy: which sources a board has, and how fast its sensor follows."""
+"""sparsefleet energy: which sources a board has, how fast its sensor follows, what the board takes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 from device_profiles import detect, load, machine_name
 from edge_client.energy.choose import choose, survey
 from edge_client.energy.conditions import watch
+from edge_client.energy.meter import Meter
 from edge_client.energy.power_mode import power_mode
 from edge_client.energy.source import Sensor, Unavailable
 from edge_client.energy.step_response import step_test
+from protocol.durable import replace_file
 from protocol.errors import ConfigError
 
 
@@ -38,6 +40,55 @@ def configure(parser: argparse.ArgumentParser) -> None:
     step.add_argument("--energy", default="auto", help="which source; auto: as a client would choose")
     step.add_argument("--json", action="store_true")
     step.set_defaults(run=lambda options: print_step_test(options.energy, options.json))
+    text = (
+        "Measure this board alone: idle, steps at several densities, codec; one file, without a coordinator."
+    )
+    profile = parts.add_parser("profile", help=text, description=text)
+    profile.add_argument("--model", default="resnet8", help="one whose graph is packaged")
+    profile.add_argument("--batch", type=int, default=16)
+    profile.add_argument("--densities", default="1,0.1,0.05,0.02")
+    profile.add_argument("--threads", type=int, help="default: as the device profile recommends")
+    profile.add_argument("--seconds", type=float, default=10.0, help="of each part; longer is surer")
+    profile.add_argument("--energy", default="auto", help="which source; auto: as a client would choose")
+    profile.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there too")
+    profile.add_argument("--json", action="store_true")
+    profile.set_defaults(run=print_profile)
+
+
+def print_profile(options: argparse.Namespace) -> int:
+    """Measure and print the board's energy profile.
+
+    Raises:
+        ConfigError: a density, batch or time that makes no sense; no such graph or source.
+    """
+    from tools import energy_profile  # It needs onnxruntime.
+    from tools.bench.subject import from_package
+
+    try:
+        densities = [float(text) for text in options.densities.split(",")]
+    except ValueError:
+        densities = []
+    if not densities or not all(0 < density <= 1 for density in densities):
+        raise ConfigError(f"--densities {options.densities}: give numbers above 0 and up to 1, such as 1,0.1")
+    if options.batch < 1 or options.seconds <= 0:
+        raise ConfigError("--batch and --seconds must be positive")
+    if options.out is not None and not options.out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {options.out}: the folder does not exist")
+    board = detect()
+    meter = Meter(choose(options.energy, board), conditions=watch())
+    found = energy_profile.measure(
+        meter,
+        board,
+        from_package(options.model),
+        options.batch,
+        densities,
+        options.threads or board.threads,
+        options.seconds,
+    )
+    if options.out is not None:
+        replace_file(options.out, json.dumps(found, indent=1).encode())
+    print(json.dumps(found) if options.json else energy_profile.lines(found))
+    return 0
 
 
 def print_step_test(preference: str, as_json: bool) -> int:

@@ -127,6 +127,10 @@ class Meter:
                 thread.join(PATIENCE_S)
             self._end(span)
 
+    def now_s(self) -> float:
+        """Return the time of the meter's clock."""
+        return self._clock()
+
     def take(self) -> list[Phase]:
         """Return the phases measured since the last call, in order."""
         done, self._done = self._done, []

@@ -161,19 +161,35 @@ def from_model(model: str) -> Subject:
         ConfigError: no such model.
         ArtifactError: it is not built in, and nothing here can export it.
     """
-    folder = Path(tempfile.mkdtemp(prefix="sparsefleet-bench-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
         from export.export import export_model
         from export.models import input_shape
     except ImportError as error:
-        manifest, step = graphs.read(model)
+        packaged = from_package(model)
         say_once(f"the packaged graph of {model} is measured, since it cannot be exported here: {error}")
-        (folder / MANIFEST).write_bytes(manifest)
-        (folder / STEP).write_bytes(step)
-        return Subject(artifacts.parse(manifest), folder, "packaged")
-    made = export_model(model, input_shape(model, None), 10, folder / "artifact", library_path())
+        return packaged
+    made = export_model(model, input_shape(model, None), 10, _scratch() / "artifact", library_path())
     return Subject(made.manifest, made.folder, "exported")
+
+
+def from_package(model: str) -> Subject:
+    """Unpack the graph that ships with the package.
+
+    Raises:
+        ConfigError: no graph of that name is packaged.
+    """
+    manifest, step = graphs.read(model)
+    folder = _scratch()
+    (folder / MANIFEST).write_bytes(manifest)
+    (folder / STEP).write_bytes(step)
+    return Subject(artifacts.parse(manifest), folder, "packaged")
+
+
+def _scratch() -> Path:
+    """Return a folder that goes with the process."""
+    folder = Path(tempfile.mkdtemp(prefix="sparsefleet-bench-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def weights(layout: Layout, mask: Mask, rng: np.random.Generator) -> SparseVector:
