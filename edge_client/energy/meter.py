@@ -51,8 +51,9 @@ class Keeper(Protocol):
 
 @dataclass
 class Span:
-    """A phase in progress: the bytes are set by whoever moves them."""
+    """A phase in progress: the bytes are set by whoever moves them, and the name may be corrected."""
 
+    name: str
     received_bytes: int = 0
     sent_bytes: int = 0
 
@@ -116,7 +117,7 @@ class Meter:
         """
         if self._open is not None:
             raise RuntimeError(f"phase {name!r} begins within phase {self._open.name!r}; phases do not nest")
-        span = Span()
+        span = Span(name)
         self._begin(name)
         ended, thread = self._keep_sampling() if in_background else (threading.Event(), None)
         try:
@@ -211,7 +212,7 @@ class Meter:
         peak_w = open_.window.peak_w if open_.window.num_samples else None
         meter_cpu_s = open_.meter_cpu_s + time.thread_time() - begin_s
         closed = _Closed(span, cpu_s, duration_s, peak_w, coverage, seen, meter_cpu_s)
-        self._done.append((Measured(open_.name, open_.begin_s, energy), closed))
+        self._done.append((Measured(span.name, open_.begin_s, energy), closed))
 
     def _read(self) -> tuple[Reading | None, float]:
         """Return a reading, or None for a gap, and the middle of the time that it took.

@@ -143,6 +143,13 @@ def test_without_a_source_time_is_measured_and_energy_unknown(caplog: pytest.Log
     assert caplog.records == []
 
 
+def test_a_phase_may_learn_only_at_its_end_what_it_was() -> None:
+    meter = Clocks().meter(0.0, 0.0)
+    with meter.phase("train") as span:
+        span.name = "prune"
+    assert meter.take()[0].phase == "prune"
+
+
 # Power
 
 
