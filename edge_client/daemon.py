@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from pathlib import Path
 
 import msgspec
@@ -172,7 +173,7 @@ class Daemon:
         with self._meter.phase("train") as span:
             trainer = self._trainer(task, method, manifest, saved)
             uploaded = method.client(turn, received, trainer, memory)
-            if trainer.num_steps == 0:  # It only looked for a mask.
+            if math.isnan(trainer.loss):  # No local epoch: it only looked for a mask.
                 span.name = "prune"
         self._spool.keep(_memory_name(task), memory)
         with self._meter.phase("encode"):
