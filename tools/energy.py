@@ -8,11 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from device_profiles import detect, load, machine_name
+from edge_client.config import read as read_config
 from edge_client.energy.choose import choose, survey
 from edge_client.energy.conditions import watch
 from edge_client.energy.meter import Meter
 from edge_client.energy.power_mode import power_mode
+from edge_client.energy.settings import MeterSettings
 from edge_client.energy.source import Sensor, Unavailable
 from edge_client.energy.step_response import step_test
 from protocol.durable import replace_file
@@ -53,6 +57,54 @@ def configure(parser: argparse.ArgumentParser) -> None:
     profile.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there too")
     profile.add_argument("--json", action="store_true")
     profile.set_defaults(run=print_profile)
+    text = (
+        "Compare this board's source with an external meter over a ladder of loads, and print the correction."
+    )
+    calibrate = parts.add_parser("calibrate", help=text, description=text)
+    calibrate.add_argument("--energy", default="auto", help="which source; auto: as a client would choose")
+    calibrate.add_argument("--reference", help="plug, i2c or hwmon, as [meter] of --config describes it")
+    calibrate.add_argument("--config", type=Path, help="the client's configuration")
+    calibrate.add_argument(
+        "--seconds", type=float, default=60.0, help="of each load; 300 and more with a plug"
+    )
+    calibrate.add_argument("--ladder", type=Path, metavar="FILE", help="where the loads are kept, for --csv")
+    calibrate.add_argument("--csv", type=Path, help="an external meter's file: columns unix_s, watts")
+    calibrate.add_argument("--json", action="store_true")
+    calibrate.set_defaults(run=print_calibration)
+
+
+def print_calibration(options: argparse.Namespace) -> int:
+    """Run the ladder, or fit one that was run, and print what to write into the client's configuration.
+
+    Raises:
+        ConfigError: options that do not go together, a source that fails, loads that cannot be fitted.
+    """
+    from tools import energy_calibrate
+
+    if options.csv is not None:
+        if options.ladder is None:
+            raise ConfigError("--csv needs --ladder, the file of the loads that were run")
+        found = energy_calibrate.calibrate(energy_calibrate.read_ladder(options.ladder), options.csv)
+    else:
+        if (options.reference is None) == (options.ladder is None):
+            raise ConfigError(
+                "give --reference for a meter that this board reads, or --ladder FILE and later --csv"
+            )
+        board = detect()
+        settings = read_config(options.config).meter if options.config else MeterSettings()
+        settings.calibration = None
+        meter = Meter(choose(options.energy, board, settings=settings))
+        reference = Meter(choose(options.reference, board, settings=settings)) if options.reference else None
+        ladder = energy_calibrate.climb(meter, reference, options.seconds)
+        if options.ladder is not None:
+            energy_calibrate.save(options.ladder, ladder)
+            print(
+                f"{options.ladder}: {len(ladder.loads)} loads; now: energy calibrate --ladder ... --csv METER.csv"
+            )
+            return 0
+        found = energy_calibrate.calibrate(ladder, None)
+    print(json.dumps(msgspec.to_builtins(found)) if options.json else energy_calibrate.lines(found))
+    return 0
 
 
 def print_profile(options: argparse.Namespace) -> int:

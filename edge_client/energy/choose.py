@@ -16,6 +16,7 @@ import msgspec
 
 from device_profiles import PowerSource, Profile
 from edge_client.energy import battery, cpu_model, hwmon, ina3221, ina_i2c, load_model, pmic, rapl
+from edge_client.energy.calibration import Calibrated
 from edge_client.energy.plug import Plug
 from edge_client.energy.settings import MeterSettings
 from edge_client.energy.source import NoSource, Sensor, Unavailable
@@ -32,12 +33,20 @@ _log = logging.getLogger(__name__)
 def choose(
     preference: str, profile: Profile, root: Path = Path("/"), settings: MeterSettings | None = None
 ) -> Sensor:
-    """Return the source for a preference.
+    """Return the source for a preference, calibrated if the settings say so.
 
     Raises:
-        ConfigError: no such preference, or the forced source is not available; with reason and cure.
+        ConfigError: no such preference, or the forced source is not available, or the calibration is of
+            another one; with reason and cure.
     """
     settings = settings or MeterSettings()
+    found = _chosen(preference, profile, root, settings)
+    if settings.calibration is None or isinstance(found, NoSource):
+        return found
+    return Calibrated(found, settings.calibration)
+
+
+def _chosen(preference: str, profile: Profile, root: Path, settings: MeterSettings) -> Sensor:
     if preference not in PREFERENCES:
         raise ConfigError(
             f"energy source {preference!r} is not known; choose one of {', '.join(PREFERENCES)}"

@@ -20,6 +20,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from edge_client.energy.source import Scope
+
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
@@ -45,6 +47,16 @@ class PlugSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     resolution_j: Positive = 36.0
 
 
+class Calibration(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What `sparsefleet energy calibrate` found: P = gain * P_source + offset_w."""
+
+    source: str
+    scope: Scope
+    gain: Positive
+    offset_w: float
+    relative: Annotated[float, msgspec.Meta(gt=0, le=1)]  # k = 2
+
+
 class MeterSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """How to measure."""
 
@@ -56,3 +68,4 @@ class MeterSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     keep_samples_mb: Annotated[int, msgspec.Meta(ge=0)] = 0  # Compressed, in the state folder; 0: none.
     i2c: I2cSettings | None = None
     plug: PlugSettings | None = None
+    calibration: Calibration | None = None
