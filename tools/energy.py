@@ -192,6 +192,10 @@ def print_sources(root: Path, profile_name: str, as_json: bool) -> int:
     return 0
 
 
+def _shown(one: dict[str, Any]) -> str:
+    return "cannot be read just now" if one["value"] is None else f"{one['value']:.3f} {one['unit']}"
+
+
 def sources(root: Path, profile_name: str = "auto") -> dict[str, Any]:
     """Return what `energy sources --json` prints."""
     profile = detect(root) if profile_name == "auto" else load(profile_name)
@@ -232,7 +236,7 @@ def _described(kind: str, found: Sensor | Unavailable) -> dict[str, Any]:
         "scope": about.scope,
         "covers": about.covers,
         "leaves_out": about.leaves_out,
-        "value": found.read().value,
+        "value": _value(found),
         "resolution": about.accuracy.resolution,
         "uncertainty_relative": about.accuracy.relative,
         "offset_w": about.accuracy.offset_w,
@@ -241,3 +245,11 @@ def _described(kind: str, found: Sensor | Unavailable) -> dict[str, Any]:
         "tau_s": about.tau_s,
         "resolves_s": about.resolves_s,
     }
+
+
+def _value(sensor: Sensor) -> float | None:
+    """What it reads now; None for a gap, which it may have at any time."""
+    try:
+        return sensor.read().value
+    except (OSError, ValueError):
+        return None

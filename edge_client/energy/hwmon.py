@@ -19,6 +19,7 @@ from edge_client.energy.source import About, Accuracy, Reading, Scope, Unavailab
 from edge_client.energy.sysfs import KernelFile, folders, integer, optional_integer, text
 
 # Gain (k = 2; data sheets, with 1 % for the shunt), step of the current in A and of the voltage in V.
+# The gains of INA228, 237, 238 and of the USB-C meter are guesses by analogy.
 CHIPS = {
     "ina219": (0.03, 0.001, 0.004),
     "ina220": (0.03, 0.001, 0.004),

@@ -24,6 +24,7 @@ from edge_client.energy.sysfs import KernelFile, folders, integer, optional_inte
 DRIVERS = "sys/bus/i2c/drivers"
 SHUNT_STEP_V, BUS_STEP_V = 40e-6, 8e-3
 SHUNT_OFFSET_V = 80e-6  # Data sheet, worst case.
+# Of a Nano, Orin Nano and Orin NX. JetPack 4 does not show it, and for a TX2 nobody has published it.
 USUAL_SHUNT_OHM = 0.005
 # NVIDIA's JetPack 4 driver: 64 averages x 3 channels x 2.2 ms.
 JETPACK4_TAU_S = 0.422

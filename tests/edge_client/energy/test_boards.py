@@ -45,10 +45,10 @@ BOARDS = {
         pi("Raspberry Pi Compute Module 4 Rev 1.0", "raspberrypi,4-compute-module"),
         ("rpi-cm4", "load-model:rpi-cm4", "model", None, 0.0, 0.0),
     ),
-    "pi-5": (trees.pi5, ("rpi5", "pmic:calibrated", "board_input", PI5_W, 0.0149, 0.0)),
+    "pi-5": (trees.pi5, ("rpi5", "pmic:calibrated", "board_input", PI5_W, 0.0, 0.0)),
     "pi-cm5": (
         lambda root: trees.pi5(root, "Raspberry Pi Compute Module 5 Rev 1.0", "raspberrypi,5-compute-module"),
-        ("rpi-cm5", "pmic:calibrated", "board_input", PI5_W, 0.0149, 0.0),
+        ("rpi-cm5", "pmic:calibrated", "board_input", PI5_W, 0.0, 0.0),
     ),
     # 5.072 V * 1.312 A; a step is 8 mA at 5.072 V.
     "orin-nano": (
