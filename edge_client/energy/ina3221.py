@@ -22,6 +22,7 @@ from edge_client.energy.source import About, Accuracy, Reading, Unavailable
 from edge_client.energy.sysfs import KernelFile, folders, integer, optional_integer, text
 
 DRIVERS = "sys/bus/i2c/drivers"
+CLASS = "sys/class/hwmon/hwmon*"
 SHUNT_STEP_V, BUS_STEP_V = 40e-6, 8e-3
 SHUNT_OFFSET_V = 80e-6  # Data sheet, worst case.
 # Of a Nano, Orin Nano and Orin NX. JetPack 4 does not show it, and for a TX2 nobody has published it.
@@ -81,7 +82,10 @@ def rails(root: Path = Path("/")) -> list[Rail]:
                 tau_s,
                 0.0066,
             )
-    for hwmon in folders(root, f"{DRIVERS}/ina3221/*-*/hwmon/hwmon*"):
+    chips = folders(root, f"{DRIVERS}/ina3221/*-*/hwmon/hwmon*")
+    # The same chips by another way, for a tree that was recorded without links.
+    chips = chips or [hwmon for hwmon in folders(root, CLASS) if text(hwmon / "name") == "ina3221"]
+    for hwmon in chips:
         samples = optional_integer(hwmon / "samples")
         interval_ms = optional_integer(hwmon / "update_interval")
         averaged_s: float | None = None
@@ -113,7 +117,7 @@ def find(root: Path, spec: PowerSource, tau_s: float | None = None) -> Ina3221 |
     """
     known = rails(root)
     if not known:
-        where = f"{root / DRIVERS}/ina3221 and ina3221x hold no channel"
+        where = f"no channel under {root / DRIVERS}/ina3221, ina3221x or {root / CLASS}"
         return Unavailable(
             "INA3221", where, "a Jetson Nano 2GB has none; else check the kernel's ina3221 driver"
         )

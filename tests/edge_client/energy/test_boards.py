@@ -216,6 +216,15 @@ def test_on_an_unknown_board_only_a_known_total_is_taken(tmp_path: Path) -> None
     assert reason(tmp_path, "ina3221").reason.startswith("no rail VDD_IN|POM_5V_IN|5V_IN|VIN among")
 
 
+def test_a_tree_that_was_recorded_without_links_is_read_too(tmp_path: Path) -> None:
+    trees.orin_nano(tmp_path)
+    chip = tmp_path / "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1"
+    shutil.copytree(chip, tmp_path / "sys/class/hwmon/hwmon1")  # Both, and no rail counts twice.
+    assert choose("auto", detect(tmp_path), tmp_path).read().value == pytest.approx(6.654464)
+    shutil.rmtree(tmp_path / "sys/bus")
+    assert choose("auto", detect(tmp_path), tmp_path).read().value == pytest.approx(6.654464)
+
+
 def test_the_filter_follows_from_the_chips_own_settings(tmp_path: Path) -> None:
     trees.orin_nano(tmp_path)
     folder = tmp_path / "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1"
