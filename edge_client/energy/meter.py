@@ -1,6 +1,6 @@
 """Meter: what each phase of a round cost.
 
-    meter = Meter(choose("auto", profile), conditions=watch(profile))
+    meter = Meter(choose("auto", profile), conditions=watch())
     meter.measure_idle(10.0)
     with meter.phase("train") as span:
         ...
@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from edge_client.energy.account import Closed, Span, phase_of
 from edge_client.energy.conditions import EVERY_S, Conditions, Seen
 from edge_client.energy.pooling import Measured, pool
 from edge_client.energy.source import Reading, Sensor
@@ -50,15 +51,6 @@ class Keeper(Protocol):
 
 
 @dataclass
-class Span:
-    """A phase in progress: the bytes are set by whoever moves them, and the name may be corrected."""
-
-    name: str
-    received_bytes: int = 0
-    sent_bytes: int = 0
-
-
-@dataclass
 class _Open:
     """What is gathered while a phase lasts."""
 
@@ -69,19 +61,6 @@ class _Open:
     before: Reading | None
     previous: tuple[float, Reading] | None  # Of a counter: the last reading, for the peak.
     meter_cpu_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Closed:
-    """What a phase was, but for its energy."""
-
-    span: Span
-    cpu_s: float
-    duration_s: float
-    peak_w: float | None
-    coverage: float
-    seen: Seen
-    meter_cpu_s: float
 
 
 class Meter:
@@ -103,7 +82,7 @@ class Meter:
         self._reading = threading.Lock()  # Of the source.
         self._lock = threading.Lock()  # Of the open phase; never held while the source is read.
         self._open: _Open | None = None
-        self._done: list[tuple[Measured, _Closed]] = []
+        self._done: list[tuple[Measured, Closed]] = []
         self._is_failing = False
 
     @contextmanager
@@ -136,7 +115,10 @@ class Meter:
         """Return the phases measured since the last call, in order."""
         done, self._done = self._done, []
         pooled = pool([measured for measured, _ in done], self.source.about)
-        return [self._phase(measured, closed) for measured, (_, closed) in zip(pooled, done, strict=True)]
+        return [
+            phase_of(measured, closed, self.source.about, self.idle)
+            for measured, (_, closed) in zip(pooled, done, strict=True)
+        ]
 
     def measure_idle(self, duration_s: float, sleep: Callable[[float], None] = time.sleep) -> Idle | None:
         """Measure what the waiting board draws, to be subtracted from each phase from now on.
@@ -211,7 +193,7 @@ class Meter:
         seen = self._conditions.end(end_s) if self._conditions is not None else Seen()
         peak_w = open_.window.peak_w if open_.window.num_samples else None
         meter_cpu_s = open_.meter_cpu_s + time.thread_time() - begin_s
-        closed = _Closed(span, cpu_s, duration_s, peak_w, coverage, seen, meter_cpu_s)
+        closed = Closed(span, cpu_s, duration_s, peak_w, coverage, seen, meter_cpu_s)
         self._done.append((Measured(span.name, open_.begin_s, energy), closed))
 
     def _read(self) -> tuple[Reading | None, float]:
@@ -252,38 +234,6 @@ class Meter:
             open_.previous = now_s, reading
         if previous is not None and previous[1].gaps == reading.gaps and now_s > previous[0]:
             open_.window.add(now_s, (reading.value - previous[1].value) / (now_s - previous[0]))
-
-    def _phase(self, measured: Measured, closed: _Closed) -> Phase:
-        about, energy = self.source.about, measured.energy
-        uncertainty_j = net_j = net_uncertainty_j = None
-        if energy is not None:
-            uncertainty_j = energy.uncertainty_j(about.accuracy)
-            if about.is_net:
-                net_j, net_uncertainty_j = energy.energy_j, uncertainty_j
-            elif self.idle is not None:
-                net_j, net_uncertainty_j = energy.beyond(self.idle, about.accuracy)
-        return Phase(
-            phase=measured.phase,
-            duration_s=closed.duration_s,
-            cpu_s=max(0.0, closed.cpu_s),
-            # Noise next to zero may be below it; the device never gave energy back.
-            energy_j=None if energy is None else max(0.0, energy.energy_j),
-            uncertainty_j=uncertainty_j,
-            energy_source=about.name,
-            received_bytes=closed.span.received_bytes,
-            sent_bytes=closed.span.sent_bytes,
-            energy_scope=about.scope,
-            energy_raw_j=None if energy is None else energy.raw_j,
-            energy_net_j=net_j,
-            net_uncertainty_j=net_uncertainty_j,
-            power_peak_w=closed.peak_w,
-            coverage=None if about.scope == "none" else closed.coverage,
-            pooled=measured.pooled,
-            temperature_c=closed.seen.temperature_c,
-            clock_mhz=closed.seen.clock_mhz,
-            throttling=",".join(closed.seen.throttling),
-            meter_cpu_s=closed.meter_cpu_s,
-        )
 
     def _keep_sampling(self) -> tuple[threading.Event, threading.Thread | None]:
         """Sample in the background until the returned event is set, where the source needs it."""
