@@ -20,23 +20,21 @@ are read as well.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, get_args
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from protocol import codec_v1
-from protocol.errors import LimitExceeded, MalformedMessage, UnknownMask
+from protocol import header as header_of
+from protocol.errors import LimitExceeded, MalformedMessage
+from protocol.header import Header
 from protocol.indices import bound_bits
-from protocol.layout import MAX_SIZE, Vector
+from protocol.layout import Vector
 from protocol.relations import (
-    Relation,
     decode_streams,
     encode_streams,
-    most_index_bytes,
     positions_of,
     relate,
     table_bytes,
@@ -44,37 +42,9 @@ from protocol.relations import (
 )
 from protocol.sections import compress, decompress
 from protocol.sparse import Indices, Mask, SparseVector
-from protocol.values import Coded, ValueFormat, decode_values, encode_values, is_quantised, num_bytes
+from protocol.values import Coded, SideFormat, ValueFormat, decode_values, encode_values, num_bytes
 
 __all__ = ["SideFormat", "ValueFormat", "as_received", "decode", "describe", "encode", "max_body_bytes"]
-
-MAGIC = b"SFV"
-VERSION = 2
-MAX_HEADER_BYTES = 256  # The longest has 210: digits of the largest model, and a digest.
-
-SideFormat = Literal["f32", "f16"]
-
-_prefix = struct.Struct("<3sBH")
-_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIZE)]
-_Bytes = Annotated[int, msgspec.Meta(ge=0, le=8 * MAX_SIZE)]
-_Section = tuple[_Bytes, _Bytes]  # Length before and after zstd; equal: stored as it is.
-
-
-class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The facts of one body."""
-
-    size: _Count
-    num_prunable: _Count
-    nnz: _Count  # Of the prunable prefix.
-    values: ValueFormat
-    side: SideFormat
-    relation: Relation
-    sections: tuple[_Section, _Section, _Section, _Section]  # parts, indices, values, side
-    mask: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)] | None = None
-
-
-_header_encoder = msgspec.msgpack.Encoder()
-_header_decoder = msgspec.msgpack.Decoder(_Header)
 
 
 def max_body_bytes(size: int) -> int:
@@ -127,7 +97,7 @@ def encode(
         encode_values(vector.values[nnz:], [size - num_prunable], side).data,
     ]
     coded = [compress(section) for section in raw]
-    header = _Header(
+    header = Header(
         size=size,
         num_prunable=num_prunable,
         nnz=nnz,
@@ -137,8 +107,7 @@ def encode(
         sections=tuple((len(a), len(b)) for a, b in zip(raw, coded, strict=True)),  # type: ignore[arg-type]
         mask=digest,
     )
-    packed = _header_encoder.encode(header)
-    return b"".join([_prefix.pack(MAGIC, VERSION, len(packed)), packed, *coded])
+    return b"".join([header_of.write(header), *coded])
 
 
 def decode(
@@ -164,14 +133,14 @@ def decode(
         raise LimitExceeded(f"a body of {len(data)} bytes; at most {limit} are read")
     if codec_v1.is_version_1(data):
         return codec_v1.decode(data, size, num_prunable, masks, limit)
-    header, start = _read_header(data)
+    header, start = header_of.read(data)
     if (header.size, header.num_prunable) != (size, num_prunable):
         theirs = f"{header.size} values of which {header.num_prunable} are prunable"
         raise MalformedMessage(f"a body of another model: {theirs}; here {size} and {num_prunable}")
     cuts = _ends(ends, num_prunable)
-    base = _base(header, masks)
+    base = header_of.base_of(header, masks)
     sizes_of = universes(header.relation, base, cuts)
-    _check_lengths(header, sizes_of, cuts, len(data) - start)
+    header_of.check_lengths(header, sizes_of, cuts, len(data) - start)
 
     view, sections = memoryview(data), []
     for raw_length, coded_length in header.sections:
@@ -235,7 +204,7 @@ def describe(data: bytes | memoryview) -> dict[str, Any]:
     """
     if codec_v1.is_version_1(data):
         return codec_v1.describe(data)
-    header, start = _read_header(data)
+    header, start = header_of.read(data)
     parts, indices, values, side = (coded for _, coded in header.sections)
     index_bound = bound_bits(header.num_prunable, header.nnz) / 8 if header.nnz <= header.num_prunable else 0
     return {
@@ -255,71 +224,6 @@ def describe(data: bytes | memoryview) -> dict[str, Any]:
     }
 
 
-# Header
-
-
-def _read_header(data: bytes | memoryview) -> tuple[_Header, int]:
-    """Return the header and where the sections begin."""
-    if len(data) < _prefix.size:
-        raise MalformedMessage(f"a body of {len(data)} bytes is truncated")
-    magic, version, length = _prefix.unpack_from(data)
-    if magic != MAGIC:
-        raise MalformedMessage("not a body: it begins with something else")
-    if version != VERSION:
-        raise MalformedMessage(f"a body of version {version}; this side reads versions 1 and {VERSION}")
-    if length > MAX_HEADER_BYTES:
-        raise LimitExceeded(f"a body's header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
-    end = _prefix.size + length
-    try:
-        return _header_decoder.decode(data[_prefix.size : end]), end
-    except (msgspec.DecodeError, ValueError) as error:
-        raise MalformedMessage(f"a body's header: {error}") from error
-
-
-def _check_lengths(
-    header: _Header,
-    sizes_of: list[npt.NDArray[np.int64]],
-    ends: npt.NDArray[np.int64],
-    num_following: int,
-) -> None:
-    """Check every declared length against what the model and nnz imply, before anything is allocated."""
-    if header.nnz > header.num_prunable:
-        raise MalformedMessage(f"{header.nnz} of {header.num_prunable} positions is impossible")
-    (parts, _), (indices, _), (values, _), (side, _) = header.sections
-    scales = 4 * len(ends) if is_quantised(header.values) else 0
-    # A change also names what is stored no longer.
-    most = header.nnz + (int(sizes_of[0].sum()) if header.relation == "change" else 0)
-    if (
-        parts != table_bytes(sizes_of) + scales
-        or indices > most_index_bytes(sizes_of, most)
-        or values != num_bytes(header.nnz, header.values)
-        or side != num_bytes(header.size - header.num_prunable, header.side)
-    ):
-        raise MalformedMessage("the length of a section does not follow from the number of values")
-    if any(coded > raw for raw, coded in header.sections):
-        raise MalformedMessage("a section became longer by compression")
-    if sum(coded for _, coded in header.sections) != num_following:
-        raise MalformedMessage(f"{num_following} bytes after the header are more or fewer than the sections")
-
-
-def _base(header: _Header, masks: Mapping[str, Mask]) -> Mask | None:
-    """The mask that the body refers to."""
-    if (header.relation == "none") != (header.mask is None):
-        raise MalformedMessage(f"relation {header.relation!r} and mask {header.mask!r} contradict each other")
-    if header.mask is None:
-        return None
-    digest = header.mask.hex()
-    if digest not in masks:
-        raise UnknownMask(f"mask {digest} is not held here")
-    mask = masks[digest]
-    nnz = int(np.searchsorted(mask.indices, header.num_prunable))
-    if (mask.size, mask.nnz - nnz) != (header.size, header.size - header.num_prunable):
-        raise MalformedMessage(f"mask {digest} is not one of this model")
-    if header.relation == "known" and nnz != header.nnz:
-        raise MalformedMessage(f"mask {digest} does not have {header.nnz} prunable positions")
-    return mask
-
-
 # Parts
 
 
@@ -334,7 +238,7 @@ def _counts(indices: Indices, ends: npt.NDArray[np.int64]) -> list[int]:
     return [int(n) for n in np.diff(np.searchsorted(indices, ends), prepend=0)]
 
 
-def _mask(header: _Header, prunable: npt.NDArray[np.integer[Any]]) -> Mask:
+def _mask(header: Header, prunable: npt.NDArray[np.integer[Any]]) -> Mask:
     """The whole mask: the prunable positions, and the complete tail."""
     if prunable.size != header.nnz:
         raise MalformedMessage(f"{prunable.size} positions are coded, the header says {header.nnz}")

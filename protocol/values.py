@@ -26,6 +26,7 @@ from protocol.errors import MalformedMessage
 from protocol.layout import Vector
 
 ValueFormat = Literal["f32", "f16", "bf16", "int8", "int4", "log8", "log4"]
+SideFormat = Literal["f32", "f16"]
 Counts = Sequence[int]  # Stored values of each part.
 
 _DTYPES: Mapping[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2")}
@@ -156,7 +157,8 @@ def _linear_levels(
     exact = part.astype(np.float64) * (top / largest)
     nearest = np.rint(exact)
     drawn = np.floor(exact + rng.random(part.size))
-    return np.where(np.abs(exact - nearest) < _ON_GRID, nearest, drawn).clip(-top, top).astype(np.int8)
+    found = np.where(np.abs(exact - nearest) < _ON_GRID, nearest, drawn)
+    return np.asarray(found.clip(-top, top), np.int8)
 
 
 def _log_table(value_format: str) -> npt.NDArray[np.float64]:
