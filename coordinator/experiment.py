@@ -32,6 +32,7 @@ from protocol.errors import ConfigError
 from protocol.messages import Name, Setting, Training
 from protocol.method import Method
 from protocol.methods import build
+from protocol.values import SideFormat, ValueFormat
 
 
 class CohortConfig(msgspec.Struct, forbid_unknown_fields=True):
@@ -47,8 +48,9 @@ class CohortConfig(msgspec.Struct, forbid_unknown_fields=True):
 class WireConfig(msgspec.Struct, forbid_unknown_fields=True):
     """How bodies are coded."""
 
-    upload_values: Literal["f32", "f16"] = "f32"
-    download_values: Literal["f32", "f16"] = "f32"
+    upload_values: ValueFormat = "f32"
+    download_values: ValueFormat = "f32"
+    side_values: SideFormat = "f32"  # What is never pruned, both ways: biases, norms, statistics.
 
 
 class BrokerConfig(msgspec.Struct, forbid_unknown_fields=True):

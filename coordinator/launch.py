@@ -65,7 +65,7 @@ def launch(
     run = start.run if start else out.name
     with ExitStack() as stack:
         transport = _connect(experiment, stack, ready)
-        folder = RunFolder(out, experiment)
+        folder = RunFolder(out, experiment, start.next_round if start else None)
         folder.event("run-resumed" if start else "run-started", run=run, artifact=manifest.digest)
         evaluator = Evaluator(manifest, artifact, test.x, test.y, experiment.evaluation.threads)
         coordinator = Coordinator(

@@ -20,7 +20,9 @@ from protocol.layout import Vector
 from protocol.messages import BlobRef, Seeded, Task
 from protocol.method import Global, Method, Turn
 from protocol.seeded import initial as draw
-from protocol.sparse import SparseVector
+from protocol.sparse import Mask, SparseVector
+
+WORTH_IT = 0.95  # A change must be so much smaller, since both bodies are kept on offer.
 
 
 class Offers:
@@ -41,6 +43,7 @@ class Offers:
         self._artifact, self._method, self._down = artifact, method, down
         self._settings = {key: value for key, value in experiment.method.items() if key != "name"}
         self.initial, self._seeded = initial, None
+        self._last_mask: Mask | None = None
         if experiment.initial.source == "seed":
             self.initial = draw(manifest.layout, experiment.seed, experiment.initial.gain)
             digest = hashlib.sha256(self.initial.astype("<f4").tobytes()).hexdigest()
@@ -51,7 +54,7 @@ class Offers:
 
         Tasks differ only in when the coordinator has averaged whom.
         """
-        blobs, seeded = self._publish(turn, current)
+        blobs, seeded, bases = self._publish(turn, current)
         task = Task(
             run=self._run,
             round_number=turn.number,
@@ -64,6 +67,8 @@ class Offers:
             artifact=self._artifact,
             blobs=blobs,
             values=self._experiment.wire.upload_values,
+            side=self._experiment.wire.side_values,
+            bases=bases,
             initial=self._seeded,
             seeded=seeded,
         )
@@ -80,25 +85,47 @@ class Offers:
         for task in tasks.values():
             self._down.withdraw(ref.digest for name, ref in task.blobs.items() if name != "mask")
 
-    def encode(self, vector: SparseVector, current: Global) -> bytes:
-        """Return a body of the downlink."""
+    def encode(self, vector: SparseVector, current: Global, base: Mask | None = None) -> bytes:
+        """Return a body of the downlink, as a change of `base` where that is smaller."""
         known = (current.mask.digest,) if self._is_fixed(current) else ()
-        values = self._experiment.wire.download_values
-        return codec.encode(vector, self._layout.num_prunable, values, known)
+        wire, num_prunable = self._experiment.wire, self._layout.num_prunable
+        return codec.encode(
+            vector,
+            num_prunable,
+            wire.download_values,
+            known,
+            base=base,
+            ends=self._layout.ends_of(num_prunable),
+            side=wire.side_values,
+        )
 
-    def _publish(self, turn: Turn, current: Global) -> tuple[dict[str, BlobRef], list[str]]:
-        """Return the bodies on offer, and the names of those that clients draw."""
+    def _publish(self, turn: Turn, current: Global) -> tuple[dict[str, BlobRef], list[str], dict[str, str]]:
+        """Return the bodies on offer, the names of those that clients draw, and what changes are of.
+
+        Where the mask moves, a body comes in full and as a change of the last round's mask: who was there
+        takes the change.
+        """
         blobs: dict[str, BlobRef] = {}
         seeded: list[str] = []
+        bases: dict[str, str] = {}
+        last, self._last_mask = self._last_mask, current.mask
         if self._is_fixed(current):
             bare = SparseVector(current.mask, np.zeros(current.mask.nnz, np.float32))
-            blobs["mask"] = self._down.offer(codec.encode(bare, self._layout.num_prunable, "f16"))
+            num_prunable = self._layout.num_prunable
+            ends = self._layout.ends_of(num_prunable)
+            blobs["mask"] = self._down.offer(codec.encode(bare, num_prunable, "f16", ends=ends))
         for name, vector in self._method.broadcast(turn, current, self.initial, self._layout).items():
             if self._seeded is not None and np.array_equal(vector.values, self.initial):
                 seeded.append(name)
             else:
-                blobs[name] = self._down.offer(self.encode(vector, current))
-        return blobs, seeded
+                full = self.encode(vector, current)
+                blobs[name] = self._down.offer(full)
+                if last is None or self._is_fixed(current) or last.size != vector.mask.size:
+                    continue
+                change = self.encode(vector, current, last)
+                if len(change) < WORTH_IT * len(full):
+                    blobs[f"{name}.change"], bases[name] = self._down.offer(change), last.digest
+        return blobs, seeded, bases
 
     def _is_fixed(self, current: Global) -> bool:
         return self._method.fixed_mask and current.mask.nnz < self._layout.size

@@ -19,6 +19,7 @@ from coordinator.round import Round, Standing
 from coordinator.transfers import Downlink, Uplink
 from protocol import codec
 from protocol.errors import ProtocolError, UnknownMask
+from protocol.layout import Layout
 from protocol.messages import (
     Cost,
     Join,
@@ -54,6 +55,7 @@ class OpenRound:
     losses: list[tuple[float, int]] = field(default_factory=list)  # Training loss and examples.
     phases: list[Phase] = field(default_factory=list)
     uploaded_bytes: int = 0
+    uploaded_bound_bytes: float = 0.0  # What its positions and values need, and its side data as they are.
     rejected: int = 0
 
 
@@ -68,12 +70,13 @@ class Reception:
         down: Downlink,
         up: Uplink,
         folder: RunFolder,
+        layout: Layout,
         clock: Callable[[], float],
         show: Callable[[OpenRound], None],
     ) -> None:
         """No round is open."""
         self._run, self._transport, self._topics = run, transport, topics
-        self._down, self._up, self._folder = down, up, folder
+        self._down, self._up, self._folder, self._layout = down, up, folder, layout
         self._clock, self._show = clock, show
         self.fleet = Fleet()
         self.mask: Mask | None = None  # The global one, which bodies may refer to.
@@ -166,7 +169,9 @@ class Reception:
         if body is None:
             return
         try:
-            vector = codec.decode(body, *open_.upload_size, self._masks_for(client_id))
+            size, num_prunable = open_.upload_size
+            ends = self._layout.ends_of(num_prunable)
+            vector = codec.decode(body, size, num_prunable, self._masks_for(client_id), ends=ends)
         except UnknownMask:
             open_.round.rejoin(client_id, self._clock())
             self._receipt(update, "unknown-mask")
@@ -180,6 +185,8 @@ class Reception:
         open_.accepted[client_id] = digest
         open_.losses.append((update.loss, update.num_examples))
         open_.uploaded_bytes += len(body)
+        facts = codec.describe(body)
+        open_.uploaded_bound_bytes += facts["bound_bytes"] + facts["tail_bytes"]
         open_.phases.extend(update.phases)
         self._record(client_id, open_.round.number, update.phases, update.peak_rss_bytes)
         self._receipt(update, "accepted")

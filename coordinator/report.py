@@ -12,6 +12,7 @@ names; `energy_source` says what produced a figure, and an empty cell is "unknow
 from __future__ import annotations
 
 import csv
+import io
 import json
 import time
 from collections import defaultdict
@@ -22,6 +23,7 @@ from typing import Any
 
 from coordinator.experiment import Experiment, shown
 from protocol.config import dumps
+from protocol.durable import replace_file
 from protocol.messages import Phase
 
 CONFIG, ROUNDS, DEVICES, EVENTS, SUMMARY = (
@@ -52,6 +54,7 @@ class RoundRow:
     stragglers: int
     rejected: int
     upload_bytes: int  # Bodies of accepted updates.
+    upload_bound_bytes: int  # log2 C(prunable, stored) bits, values at their width, and side data.
     download_bytes: int  # Application bytes that clients received for this round.
     energy_j: (
         float | None
@@ -138,10 +141,16 @@ class Totals:
 class RunFolder:
     """Writes a run's files."""
 
-    def __init__(self, path: Path, experiment: Experiment) -> None:
-        """Make the folder, or continue in it."""
+    def __init__(self, path: Path, experiment: Experiment, next_round: int | None = None) -> None:
+        """Make the folder, or continue in it with `next_round`.
+
+        What was written of that round is forgotten: it was under way when the run stopped, and is done again.
+        """
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
+        if next_round is not None:
+            for name in (ROUNDS, DEVICES):
+                _keep_before(path / name, next_round)
         self.totals = Totals()
         (path / CONFIG).write_text(dumps(shown(experiment)))
         for line in read_csv(path / DEVICES):
@@ -212,6 +221,19 @@ def _device_row(line: dict[str, str]) -> DeviceRow:
             if line.get(f.name) is not None
         }
     )
+
+
+def _keep_before(path: Path, number: int) -> None:
+    """Remove lines of this round and later ones, and a last line that was cut short."""
+    if not path.is_file():
+        return
+    with path.open(newline="") as file:
+        header, *lines = list(csv.reader(file)) or [[]]
+    place = header.index("round_number") if "round_number" in header else 0
+    kept = [line for line in lines if len(line) == len(header) and int(line[place]) < number]
+    text = io.StringIO()
+    csv.writer(text).writerows([header, *kept])
+    replace_file(path, text.getvalue().encode())
 
 
 def _append(path: Path, rows: list[dict[str, Any]]) -> None:

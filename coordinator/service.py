@@ -91,6 +91,7 @@ class Coordinator:
             self._down,
             self._up,
             folder,
+            manifest.layout,
             clock,
             lambda open_: show(self._progress(open_)),
         )
@@ -253,6 +254,7 @@ class Coordinator:
             stragglers=len(round_.of(Standing.ASKED)) + len(round_.of(Standing.SENDING)),
             rejected=open_.rejected,
             upload_bytes=open_.uploaded_bytes,
+            upload_bound_bytes=round(open_.uploaded_bound_bytes),
             download_bytes=self._folder.totals.download_bytes - received_before,
             energy_j=sum(known) if is_known else None,
             energy_uncertainty_j=sum(p.uncertainty_j or 0.0 for p in working) if is_known else None,

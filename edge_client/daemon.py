@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -84,7 +85,8 @@ class Daemon:
         self._spool, self._session = spool, session
         self._examples: Examples | None = None
         self._runtime: tuple[tuple[str, str], Runtime] | None = None  # Artifact and graph; the runtime.
-        self._masks: dict[str, Mask] = {}
+        self._fixed: dict[str, Mask] = {}  # The run's fixed mask, under the digest of its body and its own.
+        self._masks: dict[str, Mask] = {}  # And the last round's: what bodies may refer to.
         self._delivered: tuple[Task, Update] | None = None  # What the coordinator has accepted last.
         self._known_upstream: set[str] = set()  # Masks that the coordinator has seen in full.
 
@@ -132,7 +134,7 @@ class Daemon:
     def _serve(self, task: Task) -> None:
         """Do one task, whatever happens."""
         try:
-            if self._delivered is not None and self._delivered[0] == task:
+            if self._delivered is not None and _essence(self._delivered[0]) == _essence(task):
                 self._deliver(task, self._delivered[1])  # The coordinator was restarted and asks again.
                 return
             self._delivered = None
@@ -177,8 +179,10 @@ class Daemon:
                 span.name = "prune"
         self._spool.keep(_memory_name(task), memory)
         with self._meter.phase("encode"):
-            known = {*self._masks, *self._known_upstream}
-            ref = self._link.offer(self._encode(task, method, uploaded, manifest, known))
+            known = {*self._fixed, *self._known_upstream}
+            base = received["weights"].mask if "weights" in received else None
+            ref = self._link.offer(self._encode(task, method, uploaded, manifest, known, base))
+            self._remember(base)
         log.info(
             "trained round=%d stage=%s steps=%d loss=%.4f",
             task.round_number,
@@ -268,21 +272,39 @@ class Daemon:
         if mask is not None and mask.digest not in self._masks:
             vector = self._body(self._link.fetch(mask, limit), manifest)
             # Under the digest of its body and of itself: tasks name the one, bodies the other.
-            self._masks = {mask.digest: vector.mask, vector.mask.digest: vector.mask}
+            self._fixed = {mask.digest: vector.mask, vector.mask.digest: vector.mask}
+            self._masks = dict(self._fixed)
         wanted = {name: task.blobs[name] for name in inputs if name in task.blobs}
+        uses = Counter(ref.digest for ref in wanted.values())
+        for name, ref in wanted.items():
+            if task.bases.get(name) in self._masks and uses[ref.digest] == 1:
+                wanted[name] = task.blobs[f"{name}.change"]
         # Once where two names mean one body: a client that was averaged last has the weights for its mean.
         distinct = {ref.digest: ref for ref in wanted.values()}
         fetched = {digest: self._link.fetch(ref, limit) for digest, ref in distinct.items()}
         return {name: fetched[ref.digest] for name, ref in wanted.items()}
 
+    def _remember(self, mask: Mask | None) -> None:
+        """Keep this round's mask: the next one's weights may come as its change."""
+        self._masks = {**self._fixed, **({} if mask is None else {mask.digest: mask})}
+
     def _body(self, data: bytes, manifest: Manifest) -> SparseVector:
-        return codec.decode(data, manifest.layout.size, manifest.layout.num_prunable, self._masks)
+        layout = manifest.layout
+        ends = layout.ends_of(layout.num_prunable)
+        return codec.decode(data, layout.size, layout.num_prunable, self._masks, ends=ends)
 
     def _encode(
-        self, task: Task, method: Method, vector: SparseVector, manifest: Manifest, known: set[str]
+        self,
+        task: Task,
+        method: Method,
+        vector: SparseVector,
+        manifest: Manifest,
+        known: set[str],
+        base: Mask | None = None,
     ) -> bytes:
         _, num_prunable = method.upload_size(_turn(task), manifest.layout)
-        return codec.encode(vector, num_prunable, task.values, known)
+        ends = manifest.layout.ends_of(num_prunable)
+        return codec.encode(vector, num_prunable, task.values, known, base=base, ends=ends, side=task.side)
 
     def _trainer(self, task: Task, method: Method, manifest: Manifest, saved: str) -> Trainer:
         """Open the runtime and load the examples, unless they are those of the last task."""
@@ -297,12 +319,19 @@ class Daemon:
             self._runtime = (task.artifact.digest, saved), runtime
         assert self._examples is not None
         rng = generator(task.seed, self._config.client_id, task.round_number)
-        size, num_prunable = method.upload_size(_turn(task), manifest.layout)
+        _, num_prunable = method.upload_size(_turn(task), manifest.layout)
 
         def as_sent(upload: SparseVector) -> SparseVector:
-            return codec.decode(codec.encode(upload, num_prunable, task.values), size, num_prunable, {})
+            ends = manifest.layout.ends_of(num_prunable)
+            return codec.as_received(upload, num_prunable, task.values, ends=ends, side=task.side)
 
         return Trainer(manifest, self._runtime[1], self._examples, task.training, rng, as_sent)
+
+
+def _essence(task: Task) -> Task:
+    """The task without what a restarted coordinator may leave out: changes are the same bodies again."""
+    blobs = {name: ref for name, ref in task.blobs.items() if not name.endswith(".change")}
+    return msgspec.structs.replace(task, blobs=blobs, bases={})
 
 
 def _turn(task: Task) -> Turn:

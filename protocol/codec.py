@@ -1,130 +1,113 @@
-"""SparseVector <-> bytes: what a body looks like on the wire.
+"""SparseVector <-> bytes: what a body looks like on the wire. docs/wire.md has it byte by byte.
 
-    magic, version, header length | header (msgpack) | indices | values | tail
+    magic, version, header length | header (msgpack) | parts | indices | values | side
 
-The indices are those of the prunable prefix, coded in whichever way is smallest:
+The prunable prefix is coded by what the receiver holds, whichever is smallest by computation:
 
-    full      every prunable position is stored                              0 bytes
-    known     the receiver holds the mask; the header names its digest       0 bytes
-    bitmap    one bit for each prunable position
-    delta     how many positions each index skips, as LEB128 varints
+    known     it holds this mask: its digest stands in the header, and no index travels
+    subset    positions within the support of a mask that it holds
+    change    positions of a mask that it holds that are stored no longer, and those that are stored anew
+    none      positions of all; everything or nothing stored costs nothing
 
-The values of the prunable prefix follow as float32 or float16. The tail is the side data that is
-never pruned (biases, norms, statistics): always complete, and always float32, since float16 would
-cost more accuracy there than it saves bytes.
+`ends` cuts the prefix into parts (layers), each with an index coding (indices.py) and value scales
+(values.py) of its own. Both sides know them from the layout, so they do not travel. What is never
+pruned (biases, norms, statistics) follows as side data, complete, in float32 or float16.
 
-Numbers are little-endian, and lie in byte planes: first the low byte of every value, last its sign
-and exponent. Exponents repeat and mantissas do not, so zstd saves 14 % instead of 7 % (560,000
-normal values, float32 and float16 alike). A section that zstd does not shrink is stored as it is.
-
-Nothing a body declares is believed: `decode` is told the size of the model, derives every length
-from it, and allocates nothing that the model itself would not need.
+Nothing a body declares is believed: `decode` is told the size of the model and its parts, bounds
+every length by them, and allocates nothing that the model itself would not need. Bodies of version 1
+are read as well.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, get_args
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from protocol.errors import LimitExceeded, MalformedMessage, UnknownMask
-from protocol.layout import MAX_SIZE, Vector
-from protocol.sections import (
-    MAX_VARINT_BYTES,
-    bitmap_bytes,
-    compress,
-    decode_bitmap,
-    decode_gaps,
-    decompress,
-    encode_bitmap,
-    encode_gaps,
-    from_planes,
-    to_planes,
+from protocol import codec_v1
+from protocol import header as header_of
+from protocol.errors import LimitExceeded, MalformedMessage
+from protocol.header import Header
+from protocol.indices import bound_bits
+from protocol.layout import Vector
+from protocol.relations import (
+    decode_streams,
+    encode_streams,
+    positions_of,
+    relate,
+    table_bytes,
+    universes,
 )
-from protocol.sparse import Mask, SparseVector
+from protocol.sections import compress, decompress
+from protocol.sparse import Indices, Mask, SparseVector
+from protocol.values import Coded, SideFormat, ValueFormat, decode_values, encode_values, num_bytes
 
-MAGIC = b"SFV"
-VERSION = 1
-MAX_HEADER_BYTES = 256  # The longest has 197: digits of the largest model, and a digest.
-
-ValueFormat = Literal["f32", "f16"]
-Coding = Literal["full", "known", "bitmap", "delta"]
-DTYPES: Mapping[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2")}
-
-_prefix = struct.Struct("<3sBH")
-_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIZE)]
-_Bytes = Annotated[int, msgspec.Meta(ge=0, le=MAX_VARINT_BYTES * MAX_SIZE)]
-_Section = tuple[_Bytes, _Bytes]  # Length before and after zstd; equal: stored as it is.
-
-
-class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The facts of one body."""
-
-    size: _Count
-    num_prunable: _Count
-    nnz: _Count  # Of the prunable prefix.
-    values: ValueFormat
-    coding: Coding
-    indices_bytes: _Section
-    values_bytes: _Section
-    tail_bytes: _Section
-    mask: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)] | None = None
-
-
-_header_encoder = msgspec.msgpack.Encoder()
-_header_decoder = msgspec.msgpack.Decoder(_Header)
+__all__ = ["SideFormat", "ValueFormat", "as_received", "decode", "describe", "encode", "max_body_bytes"]
 
 
 def max_body_bytes(size: int) -> int:
     """Return more bytes than any body of a model with `size` values has: all values and a bitmap."""
-    return 4 * size + size // 8 + 1024
+    return 4 * size + size // 8 + 4096
 
 
 def encode(
-    vector: SparseVector, num_prunable: int, value_format: ValueFormat, known: Collection[str] = ()
+    vector: SparseVector,
+    num_prunable: int,
+    value_format: ValueFormat,
+    known: Collection[str] = (),
+    *,
+    base: Mask | None = None,
+    ends: Sequence[int] = (),
+    side: SideFormat = "f32",
 ) -> bytes:
-    """Return the vector as a body. `known` are the digests of the masks that the receiver holds.
+    """Return the vector as a body.
 
-    Float16 rounds to nearest even.
+    Args:
+        vector: with its tail, which is never pruned, complete.
+        num_prunable: length of the prefix that masks apply to.
+        value_format: of the prefix; see values.py.
+        known: digests of masks that the receiver holds.
+        base: a mask that it holds, to code the positions by.
+        ends: where the parts of the prefix end, the last at `num_prunable`; one part by default.
+        side: format of the tail.
 
     Raises:
-        ValueError: our caller's fault, not the peer's: the tail is incomplete, a value is not finite,
-            or too large for float16. Infinity would pass silently into the global model.
+        ValueError: our caller's fault, not the peer's: the tail is incomplete, a value is not finite or
+            too large for its format, or the parts are not those of the prefix.
     """
     size = vector.mask.size
-    if value_format not in get_args(ValueFormat):
-        raise ValueError(f"unknown value format {value_format!r}")
+    if value_format not in get_args(ValueFormat) or side not in get_args(SideFormat):
+        raise ValueError(f"unknown value format {value_format!r} or side format {side!r}")
     if not 0 <= num_prunable <= size:
         raise ValueError(f"{num_prunable} prunable positions of {size}")
     nnz = int(np.searchsorted(vector.mask.indices, num_prunable))
     if vector.mask.nnz - nnz != size - num_prunable:
         stored, needed = vector.mask.nnz - nnz, size - num_prunable
         raise ValueError(f"the tail is never pruned, but only {stored} of its {needed} positions are stored")
-
-    coding, raw, coded = _code_indices(vector.mask, nnz, num_prunable, known)
-    values = to_planes(_rounded(vector.values[:nnz], value_format))
-    tail = to_planes(_rounded(vector.values[nnz:], "f32"))
-    coded_values, coded_tail = compress(values), compress(tail)
-    header = _header_encoder.encode(
-        _Header(
-            size=size,
-            num_prunable=num_prunable,
-            nnz=nnz,
-            values=value_format,
-            coding=coding,
-            indices_bytes=(len(raw), len(coded)),
-            values_bytes=(len(values), len(coded_values)),
-            tail_bytes=(len(tail), len(coded_tail)),
-            mask=bytes.fromhex(vector.mask.digest) if coding == "known" else None,
-        )
+    cuts = _ends(ends, num_prunable)
+    relation, digest, streams = relate(vector.mask, nnz, cuts, known, base)
+    coded_values = encode_values(vector.values[:nnz], _counts(vector.mask.indices[:nnz], cuts), value_format)
+    parts, indices = encode_streams(streams)
+    raw = [
+        parts + coded_values.largest.astype("<f4").tobytes(),
+        indices,
+        coded_values.data,
+        encode_values(vector.values[nnz:], [size - num_prunable], side).data,
+    ]
+    coded = [compress(section) for section in raw]
+    header = Header(
+        size=size,
+        num_prunable=num_prunable,
+        nnz=nnz,
+        values=value_format,
+        side=side,
+        relation=relation,
+        sections=tuple((len(a), len(b)) for a, b in zip(raw, coded, strict=True)),  # type: ignore[arg-type]
+        mask=digest,
     )
-    return b"".join(
-        [_prefix.pack(MAGIC, VERSION, len(header)), header, coded, coded_values, coded_tail],
-    )
+    return b"".join([header_of.write(header), *coded])
 
 
 def decode(
@@ -133,11 +116,12 @@ def decode(
     num_prunable: int,
     masks: Mapping[str, Mask],
     max_bytes: int | None = None,
+    ends: Sequence[int] = (),
 ) -> SparseVector:
     """Return the vector in a body of a model with `size` values, of which the first are prunable.
 
-    `masks` are those this side holds, by digest, tail included. `max_bytes` defaults to the largest
-    body that such a model can have.
+    `masks` are those this side holds, by digest, tail included; `ends` as in `encode`. `max_bytes`
+    defaults to the largest body that such a model can have.
 
     Raises:
         LimitExceeded: more bytes than `max_bytes`, or a header that is too long.
@@ -147,148 +131,116 @@ def decode(
     limit = max_body_bytes(size) if max_bytes is None else max_bytes
     if len(data) > limit:
         raise LimitExceeded(f"a body of {len(data)} bytes; at most {limit} are read")
-    header, start = _read_header(data)
+    if codec_v1.is_version_1(data):
+        return codec_v1.decode(data, size, num_prunable, masks, limit)
+    header, start = header_of.read(data)
     if (header.size, header.num_prunable) != (size, num_prunable):
         theirs = f"{header.size} values of which {header.num_prunable} are prunable"
         raise MalformedMessage(f"a body of another model: {theirs}; here {size} and {num_prunable}")
-    _check_lengths(header, len(data) - start)
+    cuts = _ends(ends, num_prunable)
+    base = header_of.base_of(header, masks)
+    sizes_of = universes(header.relation, base, cuts)
+    header_of.check_lengths(header, sizes_of, cuts, len(data) - start)
 
-    sections = []
-    for raw_length, coded_length in (header.indices_bytes, header.values_bytes, header.tail_bytes):
-        sections.append(decompress(data[start : start + coded_length], raw_length))
+    view, sections = memoryview(data), []
+    for raw_length, coded_length in header.sections:
+        sections.append(memoryview(decompress(view[start : start + coded_length], raw_length)))
         start += coded_length
-    indices, values, tail = sections
-    mask = _decode_mask(header, indices, masks)
+    parts, indices, values, side = sections
+    table = table_bytes(sizes_of)
+    if header.relation == "known" and base is not None:
+        mask = base
+    else:
+        streams = decode_streams(parts[:table], indices, sizes_of)
+        mask = _mask(header, positions_of(header.relation, base, streams, cuts))
+    prunable = mask.indices[: header.nnz]
+    largest = np.frombuffer(parts[table:], "<f4").astype(np.float32)
     return SparseVector(
-        mask, np.concatenate([from_planes(values, DTYPES[header.values]), from_planes(tail, DTYPES["f32"])])
+        mask,
+        np.concatenate(
+            [
+                decode_values(values, _counts(prunable, cuts), header.values, largest),
+                decode_values(side, [size - num_prunable], header.side, np.empty(0, np.float32)),
+            ]
+        ),
     )
+
+
+def as_received(
+    vector: SparseVector,
+    num_prunable: int,
+    value_format: ValueFormat,
+    *,
+    ends: Sequence[int] = (),
+    side: SideFormat = "f32",
+) -> SparseVector:
+    """Return what the receiver will read when this is sent: error feedback and control variates follow from it.
+
+    Encoding the result gives the same values again, to the bit.
+
+    Raises:
+        ValueError: as `encode`.
+    """
+    cuts = _ends(ends, num_prunable)
+    nnz = int(np.searchsorted(vector.mask.indices, num_prunable))
+
+    def back(values: Vector, counts: Sequence[int], value_format: ValueFormat) -> Vector:
+        coded: Coded = encode_values(values, counts, value_format)
+        return decode_values(coded.data, counts, value_format, coded.largest)
+
+    prunable = back(vector.values[:nnz], _counts(vector.mask.indices[:nnz], cuts), value_format)
+    rest = back(vector.values[nnz:], [vector.mask.nnz - nnz], side)
+    return SparseVector(vector.mask, np.concatenate([prunable, rest]))
 
 
 def describe(data: bytes | memoryview) -> dict[str, Any]:
     """Return the facts of a body's header, for reports; the sections are not looked at.
 
+    `bound_bytes` is log2 C(num_prunable, nnz) bits, what the positions need where nothing is known, and
+    the stored values at their format's width.
+
     Raises:
         LimitExceeded, MalformedMessage: the header cannot be read.
     """
-    header, start = _read_header(data)
+    if codec_v1.is_version_1(data):
+        return codec_v1.describe(data)
+    header, start = header_of.read(data)
+    parts, indices, values, side = (coded for _, coded in header.sections)
+    index_bound = bound_bits(header.num_prunable, header.nnz) / 8 if header.nnz <= header.num_prunable else 0
     return {
         "size": header.size,
         "num_prunable": header.num_prunable,
         "nnz": header.nnz,
         "values": header.values,
-        "coding": header.coding,
+        "coding": header.relation,
         "mask": header.mask.hex() if header.mask else None,
         "header_bytes": start,
-        "indices_bytes": header.indices_bytes[1],
-        "values_bytes": header.values_bytes[1],
-        "tail_bytes": header.tail_bytes[1],
+        "indices_bytes": parts + indices,
+        "values_bytes": values,
+        "tail_bytes": side,
         "total_bytes": len(data),
+        "index_bound_bytes": index_bound,
+        "bound_bytes": index_bound + num_bytes(header.nnz, header.values),
     }
 
 
-# Header
+# Parts
 
 
-def _read_header(data: bytes | memoryview) -> tuple[_Header, int]:
-    """Return the header and where the sections begin."""
-    if len(data) < _prefix.size:
-        raise MalformedMessage(f"a body of {len(data)} bytes is truncated")
-    magic, version, length = _prefix.unpack_from(data)
-    if magic != MAGIC:
-        raise MalformedMessage("not a body: it begins with something else")
-    if version != VERSION:
-        raise MalformedMessage(f"a body of version {version}; this side reads version {VERSION}")
-    if length > MAX_HEADER_BYTES:
-        raise LimitExceeded(f"a body's header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
-    end = _prefix.size + length
-    try:
-        return _header_decoder.decode(data[_prefix.size : end]), end
-    except (msgspec.DecodeError, ValueError) as error:
-        raise MalformedMessage(f"a body's header: {error}") from error
+def _ends(ends: Sequence[int], num_prunable: int) -> npt.NDArray[np.int64]:
+    found = np.asarray(ends if len(ends) else [num_prunable], np.int64)
+    if int(found[-1]) != num_prunable or bool((np.diff(found, prepend=0) < 0).any()):
+        raise ValueError(f"the parts end at {found.tolist()}, the prunable prefix at {num_prunable}")
+    return found
 
 
-def _check_lengths(header: _Header, num_bytes: int) -> None:
-    """Check every declared length against what the model and nnz imply, before anything is allocated."""
-    if header.num_prunable > header.size or header.nnz > header.num_prunable:
-        raise MalformedMessage(f"{header.nnz} of {header.num_prunable} of {header.size} values is impossible")
-    if header.coding == "full" and header.nnz != header.num_prunable:
-        raise MalformedMessage(f"coded as full with {header.nnz} of {header.num_prunable} positions")
-    if (header.coding == "known") != (header.mask is not None):
-        raise MalformedMessage(f"coding {header.coding!r} and mask {header.mask!r} contradict each other")
-
-    raw = header.indices_bytes[0]
-    if header.coding == "delta":
-        is_possible = header.nnz <= raw <= MAX_VARINT_BYTES * header.nnz
-    else:
-        is_possible = raw == (bitmap_bytes(header.num_prunable) if header.coding == "bitmap" else 0)
-    if (
-        not is_possible
-        or header.values_bytes[0] != header.nnz * DTYPES[header.values].itemsize
-        or header.tail_bytes[0] != (header.size - header.num_prunable) * 4
-    ):
-        raise MalformedMessage("the length of a section does not follow from the number of values")
-
-    sections = (header.indices_bytes, header.values_bytes, header.tail_bytes)
-    if any(coded > raw for raw, coded in sections):
-        raise MalformedMessage("a section became longer by compression")
-    if sum(coded for _, coded in sections) != num_bytes:
-        raise MalformedMessage(f"{num_bytes} bytes after the header are more or fewer than the sections")
+def _counts(indices: Indices, ends: npt.NDArray[np.int64]) -> list[int]:
+    return [int(n) for n in np.diff(np.searchsorted(indices, ends), prepend=0)]
 
 
-# Indices
-
-
-def _code_indices(
-    mask: Mask, nnz: int, num_prunable: int, known: Collection[str]
-) -> tuple[Coding, bytes, bytes]:
-    """Return the smallest coding of the prunable indices, before and after zstd."""
-    if nnz == num_prunable:
-        return "full", b"", b""
-    if nnz == 0:
-        return "delta", b"", b""
-    if known and mask.digest in known:
-        return "known", b"", b""
-    indices = mask.indices[:nnz]
-    gaps = encode_gaps(indices)
-    bitmap = encode_bitmap(indices, num_prunable)
-    coded_gaps, coded_bitmap = compress(gaps), compress(bitmap)
-    if len(coded_gaps) < len(coded_bitmap):
-        return "delta", gaps, coded_gaps
-    return "bitmap", bitmap, coded_bitmap
-
-
-def _decode_mask(header: _Header, data: bytes | memoryview, masks: Mapping[str, Mask]) -> Mask:
-    """Return the whole mask: the prunable indices as coded, and the complete tail."""
-    if header.coding == "full":
-        return Mask.full(header.size)
-    if header.mask is not None:
-        mask = masks.get(header.mask.hex())
-        if mask is None:
-            raise UnknownMask(f"mask {header.mask.hex()} is not held here")
-        nnz = int(np.searchsorted(mask.indices, header.num_prunable))
-        tail = header.size - header.num_prunable
-        if (mask.size, nnz, mask.nnz - nnz) != (header.size, header.nnz, tail):
-            raise MalformedMessage(f"mask {header.mask.hex()} does not have {header.nnz} prunable positions")
-        return mask
-    if header.coding == "bitmap":
-        prunable = decode_bitmap(data, header.nnz, header.num_prunable)
-    else:
-        prunable = decode_gaps(data, header.nnz, header.num_prunable)
+def _mask(header: Header, prunable: npt.NDArray[np.integer[Any]]) -> Mask:
+    """The whole mask: the prunable positions, and the complete tail."""
+    if prunable.size != header.nnz:
+        raise MalformedMessage(f"{prunable.size} positions are coded, the header says {header.nnz}")
     side = np.arange(header.num_prunable, header.size, dtype=np.int32)
-    return Mask(np.concatenate([prunable, side]), header.size)
-
-
-# Values
-
-
-def _rounded(values: Vector, value_format: ValueFormat) -> npt.NDArray[Any]:
-    """Return the values in their format, all finite."""
-    with np.errstate(over="ignore"):  # Looked for below, where it can be named.
-        rounded = values.astype(DTYPES[value_format])
-    is_finite = np.isfinite(rounded)
-    if not bool(is_finite.all()):
-        place = int(np.argmax(np.where(is_finite, 0, np.abs(values))))
-        if not np.isfinite(values[place]):
-            raise ValueError(f"value {values[place]} at stored position {place} is not finite")
-        raise ValueError(f"the largest value, {values[place]}, is beyond the range of {value_format}")
-    return rounded
+    return Mask(np.concatenate([prunable.astype(np.int32), side]), header.size)

@@ -107,6 +107,17 @@ class Layout:
         """Pieces by name."""
         return {piece.name: piece for piece in self.pieces}
 
+    def ends_of(self, num_prunable: int) -> tuple[int, ...]:
+        """Where the prunable tensors end in a vector with such a prefix: a model's, or several behind each other.
+
+        () for vectors that are no models.
+        """
+        if not self.num_prunable or num_prunable % self.num_prunable:
+            return ()
+        ends = [piece.end for piece in self.of_role(PRUNABLE)]
+        copies = range(0, num_prunable, self.num_prunable)
+        return tuple(begin + end for begin in copies for end in ends)
+
     def of_role(self, role: str) -> tuple[Piece, ...]:
         """The pieces of one role, in order."""
         return tuple(piece for piece in self.pieces if piece.role == role)

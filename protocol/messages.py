@@ -25,6 +25,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from protocol.errors import LimitExceeded, MalformedMessage
+from protocol.values import SideFormat, ValueFormat
 
 # The largest message is a Want for a large body: 4 bytes a chunk, at most a window of chunks.
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -103,7 +104,10 @@ class Task(Message, frozen=True, tag="task"):
     deadline_s: Amount
     artifact: BlobRef  # The manifest; it names the graphs by digest.
     blobs: dict[Name, BlobRef] = {}  # "weights", "mask", "initial": what the method's stage needs.
-    values: Literal["f32", "f16"] = "f32"  # How the update's values are to be coded.
+    values: ValueFormat = "f32"  # How the update's values are to be coded,
+    side: SideFormat = "f32"  # and what is never pruned.
+    # Of a body that also comes as its change, "<name>.change": digest of the mask that this needs.
+    bases: dict[Name, Digest] = {}
     averaged: Count | None = None  # The last round whose mean has an update of this client.
     initial: Seeded | None = None
     seeded: list[Name] = []  # Bodies that are the initial model: drawn, not fetched.

@@ -1,4 +1,4 @@
-"""Indices and values <-> the bytes of a section: what codec.py puts between header and end.
+"""Bitmaps and varints of indices, and compression: what the sections of a body are made of.
 
 Every function here takes the length that the header implies, and raises MalformedMessage for bytes
 that are not exactly what its counterpart writes.
@@ -6,14 +6,10 @@ that are not exactly what its counterpart writes.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import zstandard
 
 from protocol.errors import MalformedMessage
-from protocol.layout import Vector
 from protocol.sparse import Indices
 
 ZSTD_LEVEL = 3
@@ -83,23 +79,6 @@ def decode_gaps(data: bytes | memoryview, nnz: int, num_prunable: int) -> Indice
     if nnz and int(indices[-1]) >= num_prunable:
         raise MalformedMessage(f"the gaps lead beyond the {num_prunable} prunable positions")
     return indices.astype(np.int32)
-
-
-# Values
-
-
-def to_planes(values: npt.NDArray[Any]) -> bytes:
-    """Return the first byte of every value, then the second, and so on."""
-    return values.view(np.uint8).reshape(values.size, values.itemsize).T.tobytes()
-
-
-def from_planes(data: bytes | memoryview, dtype: np.dtype[Any]) -> Vector:
-    """Return the values as float32, all finite."""
-    planes = np.frombuffer(data, np.uint8).reshape(dtype.itemsize, -1)
-    values = np.ascontiguousarray(planes.T).reshape(-1).view(dtype).astype(np.float32)
-    if not bool(np.isfinite(values).all()):
-        raise MalformedMessage("a value is not finite")
-    return values
 
 
 # Compression

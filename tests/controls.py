@@ -17,6 +17,7 @@ def sum_of_controls(run: Path, artifact: Path, states: Mapping[str, Path]) -> np
     """Return the sum over all clients, of which everyone must have taken part."""
     manifest = artifacts.read(artifact)
     size, prunable = manifest.layout.size, manifest.layout.num_prunable
+    ends = manifest.layout.ends_of(prunable)
     averaged = restore(run, manifest.digest).averaged
     commits, total = Commits(run, averaged), np.zeros(manifest.layout.num_trainable)
     assert set(averaged) == set(states)
@@ -27,7 +28,7 @@ def sum_of_controls(run: Path, artifact: Path, states: Mapping[str, Path]) -> np
             if int(memory["pending_round"]) == averaged[client_id]:
                 sent = np.zeros(size)
                 sent[memory["pending.indices"]] = memory["pending.values"]
-                mean = codec.decode(commits.mean(averaged[client_id]), size, prunable, {}).dense()
+                mean = codec.decode(commits.mean(averaged[client_id]), size, prunable, {}, ends=ends).dense()
                 total += float(memory["pending.scale"]) * (mean - sent)[: total.size]
             else:
                 assert int(memory["committed"]) == averaged[client_id]

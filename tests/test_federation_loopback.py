@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from coordinator import offers
 from coordinator.experiment import CohortConfig, Experiment, InitialConfig, ScheduleConfig, WireConfig
 from coordinator.report import EVENTS, read_csv
 from coordinator.service import Progress
@@ -109,6 +110,35 @@ def test_a_fixed_mask_travels_once(home, tmp_path):
     # 6,582 values and 330 others: 13 kB of f16 and 1.3 kB of f32 for each client, and no indices.
     assert all(int(row["upload_bytes"]) < CLIENTS * 16_500 for row in rows[1:])
     assert int(rows[2]["download_bytes"]) < int(rows[1]["download_bytes"])  # The first brings the mask.
+
+
+def test_four_bits_within_a_fixed_mask_still_learn(home, tmp_path):
+    wire = WireConfig("int4", "int8", "f16")
+    simulate(experiment(home, SHARED, rounds=8, wire=wire), clients(home), tmp_path / "run")
+    rows = read_csv(tmp_path / "run" / "rounds.csv")
+    assert float(rows[-1]["accuracy"]) > 0.85
+    # 6,582 half bytes and 330 halves for each client.
+    assert all(int(row["upload_bytes"]) < CLIENTS * 4_400 for row in rows[1:])
+
+
+def test_control_variates_follow_from_what_a_rounding_wire_delivered(home, tmp_path):
+    made = experiment(home, PROXSKIP, rounds=3, training=PLAIN, wire=WireConfig("int8", "f32"))
+    simulate(made, clients(home), tmp_path / "run")
+    rows = read_csv(tmp_path / "run" / "rounds.csv")
+    assert all(float(row["control_sum"]) < 1e-4 for row in rows)
+
+
+def test_a_moving_mask_travels_as_its_change(home, tmp_path, monkeypatch):
+    made = experiment(home, SPARSYFED, rounds=4, wire=WireConfig("f16", "f16"))
+    changes = simulate(made, clients(home), tmp_path / "changes")
+    monkeypatch.setattr(offers, "WORTH_IT", 0.0)
+    snapshots = simulate(made, clients(home), tmp_path / "snapshots")
+    assert changes.weights.tobytes() == snapshots.weights.tobytes()
+    down, full = (
+        [int(row["download_bytes"]) for row in read_csv(tmp_path / name / "rounds.csv")]
+        for name in ("changes", "snapshots")
+    )
+    assert all(few < 0.97 * many for few, many in zip(down[2:], full[2:], strict=True))
 
 
 def test_partial_participation_asks_some_clients_each_round(home, tmp_path):

@@ -17,7 +17,9 @@ from coordinator.experiment import CohortConfig, Experiment
 from coordinator.report import RunFolder, read_csv
 from coordinator.service import Coordinator
 from protocol import artifact as artifacts
-from protocol import blobs, codec, sections
+from protocol import blobs, codec
+from protocol import header as header_of
+from protocol.indices import encode_part
 from protocol.layout import DENSE, PRUNABLE, Layout
 from protocol.messages import End, Join, Receipt, Task, Training, Update, Want, decode, encode
 from protocol.sparse import Mask, SparseVector
@@ -54,25 +56,24 @@ def beyond_the_end() -> bytes:
     """Gaps that lead past the last weight. Unsorted or repeated indices have no coding at all."""
     mask = Mask.of_model(np.array([3, 500]), LAYOUT)
     body = codec.encode(SparseVector(mask, np.ones(mask.nnz, np.float32)), LAYOUT.num_prunable, "f32")
-    header, start = codec._read_header(body)
-    assert header.coding == "delta"
-    raw = sections.encode_gaps(np.array([3, 5000], np.int32))
-    rest = body[start + header.indices_bytes[1] :]
-    return _body(msgspec.structs.replace(header, indices_bytes=(len(raw), len(raw))), raw + rest)
-
-
-def _body(header: msgspec.Struct, content: bytes) -> bytes:
-    packed = msgspec.msgpack.encode(header)
-    return struct.pack("<3sBH", codec.MAGIC, codec.VERSION, len(packed)) + packed + content
+    header, start = header_of.read(body)
+    parts, indices, *rest = header.sections
+    coding, parameter, raw = encode_part(np.array([3, 5000], np.int32), 10_000)
+    row = struct.pack("<BBII", coding, parameter, 2, len(raw))
+    assert parts == (len(row), len(row))
+    header = msgspec.structs.replace(header, sections=(parts, (len(raw), len(raw)), *rest))
+    return header_of.write(header) + row + raw + body[start + parts[1] + indices[1] :]
 
 
 def bomb() -> bytes:
     """An honest header, and in place of the values a zstd frame of 2 kB that expands to 64 MiB."""
     body = good()
-    header, _ = codec._read_header(body)
+    header, start = header_of.read(body)
+    parts, indices, values, side = header.sections
     frame = zstandard.ZstdCompressor(19, write_content_size=False).compress(bytes(64 << 20))
-    header = msgspec.structs.replace(header, values_bytes=(header.values_bytes[0], len(frame)))
-    return _body(header, frame + body[len(body) - header.tail_bytes[1] :])
+    header = msgspec.structs.replace(header, sections=(parts, indices, (values[0], len(frame)), side))
+    begin = start + parts[1] + indices[1]
+    return header_of.write(header) + body[start:begin] + frame + body[begin + values[1] :]
 
 
 CASES: dict[str, tuple[Callable[[], bytes], str]] = {

@@ -47,6 +47,19 @@ def test_totals_are_the_same_after_a_run_is_continued(tmp_path):
     assert (again.download_bytes, again.upload_bytes, again.peak_rss_bytes) == (200, 20, 3000)
 
 
+def test_a_round_that_was_under_way_is_forgotten_when_it_is_done_again(tmp_path):
+    folder = RunFolder(tmp_path, experiment())
+    for number in (1, 2, 3):
+        folder.devices(device_rows(number, "a", phases(3.0), 1000, "r", "k"))
+    with (tmp_path / DEVICES).open("a") as file:
+        file.write("3,a,tra")  # The power went here.
+    folder = RunFolder(tmp_path, experiment(), next_round=3)
+    assert {line["round_number"] for line in read_csv(tmp_path / DEVICES)} == {"1", "2"}
+    assert folder.totals.energy_j == 2 * (0.5 + 3.0)
+    folder.devices(device_rows(3, "a", phases(3.0), 1000, "r", "k"))
+    assert [line["round_number"] for line in read_csv(tmp_path / DEVICES)] == ["1", "1", "2", "2", "3", "3"]
+
+
 def test_the_resolved_configuration_can_be_run_again_and_holds_no_secret(tmp_path):
     RunFolder(tmp_path, experiment())
     assert "secret" not in (tmp_path / "config.toml").read_text()

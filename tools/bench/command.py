@@ -8,12 +8,14 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from protocol.codec import ValueFormat
 from protocol.errors import ConfigError
 
 USUAL_BATCH = {"mlp": 64, "lenet": 64, "cnn": 64, "resnet8": 16, "resnet18": 16, "vgg19": 32}
 DENSITIES = (0.1, 0.05, 0.02)
+CODEC_DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001)
 # Each part: what it is for, an example, and its options.
 PARTS = {
     "step": (
@@ -46,6 +48,11 @@ PARTS = {
         "Peak memory of a client that trains each model.",
         "memory --model resnet18 --density 0.02",
         "model artifact batch density masks threads client-python json",
+    ),
+    "codec": (
+        "A body's bytes beside the entropy bound, and the time to code and read it.",
+        "codec --size 1000000 --density 0.05 --values f16",
+        "size density values seconds json",
     ),
     "table": (
         "The engine's targets beside what is measured here; minutes.",
@@ -89,7 +96,8 @@ def _options() -> dict[str, dict[str, Any]]:
         "density": {"type": _share, "help": "of the prunable weights; default: 0.1, 0.05 and 0.02"},
         "masks": {"choices": ["uniform", "erk"], "default": "uniform"},
         "against": {"default": sides, "help": "sides to measure beside ours; default: %(default)s"},
-        "size": {"type": _positive, "default": 1024, "help": "inputs and outputs; default %(default)s"},
+        "size": {"type": _positive, "help": "inputs and outputs, 1024; or positions, 1000000"},
+        "values": {"choices": get_args(ValueFormat), "help": "value format; default f16"},
         "threads": {"type": _positive, "default": 1, "help": "of every side; default 1"},
         "seconds": {"type": float, "help": "time given to each side of a measurement; default 4, layers 1"},
         "client-python": {"default": sys.executable, "metavar": "PYTHON", "help": python},
@@ -179,7 +187,9 @@ def _gemm(options: argparse.Namespace) -> int:
     from tools.bench import gemm
 
     for density in [options.density] if options.density else DENSITIES:
-        found = gemm.measure(options.size, options.batch or 64, density, options.threads, **_time(options))
+        found = gemm.measure(
+            options.size or 1024, options.batch or 64, density, options.threads, **_time(options)
+        )
         _show(options, found, gemm.line(found))
     return 0
 
@@ -231,6 +241,15 @@ def _memory(options: argparse.Namespace) -> int:
         _show(options, found, memory.line(found))
 
     return _for_each(options, tuple(USUAL_BATCH), one)
+
+
+def _codec(options: argparse.Namespace) -> int:
+    from tools.bench import codec
+
+    for density in [options.density] if options.density else CODEC_DENSITIES:
+        found = codec.measure(options.size or 1_000_000, density, options.values or "f16", **_time(options))
+        _show(options, found, codec.line(found))
+    return 0
 
 
 def _table(options: argparse.Namespace) -> int:

@@ -1,0 +1,155 @@
+"""Which positions a body stores, said by what the receiver holds; see codec.py for the four relations.
+
+A relation is zero, one or two streams of positions, each in a universe that both sides know: all
+positions, the support of a mask, or what that mask does not store. Universes are cut into the same parts
+as the model, and each part is coded on its own (indices.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.errors import MalformedMessage
+from protocol.indices import bound_bits, decode_part, encode_part, most_bytes
+from protocol.sparse import Indices, Mask
+
+Relation = Literal["none", "known", "subset", "change"]
+Longs = npt.NDArray[np.int64]
+
+_PART = np.dtype([("coding", "u1"), ("parameter", "u1"), ("count", "<u4"), ("bytes", "<u4")])
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Positions of a universe that both sides know, cut into parts."""
+
+    sizes: list[int]  # Of the universe in each part.
+    indices: list[Indices]  # Positions within each part.
+
+    @classmethod
+    def of(cls, positions: npt.NDArray[Any], universe_ends: Longs) -> Stream:
+        """Cut increasing positions of a universe whose parts end there."""
+        begins = np.concatenate([[0], universe_ends[:-1]])
+        cuts = np.searchsorted(positions, universe_ends)
+        parts = np.split(positions, cuts[:-1])
+        local = [(part - begin).astype(np.int32) for part, begin in zip(parts, begins, strict=True)]
+        return cls([int(n) for n in universe_ends - begins], local)
+
+    @property
+    def bound_bits(self) -> float:
+        """What the positions need, part by part."""
+        return sum(bound_bits(n, part.size) for n, part in zip(self.sizes, self.indices, strict=True))
+
+
+def relate(
+    mask: Mask, nnz: int, ends: Longs, known: Collection[str], base: Mask | None
+) -> tuple[Relation, bytes | None, list[Stream]]:
+    """The cheapest way to say which prunable positions are stored, by what they need at least."""
+    if nnz and known and mask.digest in known:
+        return "known", bytes.fromhex(mask.digest), []
+    num_prunable = int(ends[-1])
+    indices = mask.indices[:nnz]
+    plain = Stream.of(indices, ends)
+    if base is None or base.size != mask.size:
+        return "none", None, [plain]
+    support = base.below(num_prunable).indices
+    gone = np.flatnonzero(~_contains(indices, support))
+    new = indices[~_contains(support, indices)]
+    support_ends = np.searchsorted(support, ends)
+    candidates: dict[Relation, list[Stream]] = {"none": [plain]}
+    if new.size:
+        removed = Stream.of(gone, support_ends)
+        # A new position's number among those that the base does not store.
+        added = Stream.of(new - np.searchsorted(support, new), ends - support_ends)
+        candidates["change"] = [removed, added]
+    else:
+        candidates["subset"] = [Stream.of(np.searchsorted(support, indices), support_ends)]
+    relation = min(candidates, key=lambda name: sum(s.bound_bits for s in candidates[name]))
+    digest = None if relation == "none" else bytes.fromhex(base.digest)
+    return relation, digest, candidates[relation]
+
+
+def _contains(sorted_set: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    places = np.searchsorted(sorted_set, wanted)
+    places[places == sorted_set.size] = 0
+    if not sorted_set.size:
+        return np.zeros(wanted.size, np.bool_)
+    found: npt.NDArray[np.bool_] = sorted_set[places] == wanted
+    return found
+
+
+def universes(relation: Relation, base: Mask | None, ends: Longs) -> list[Longs]:
+    """The sizes of each stream's parts."""
+    sizes = np.diff(ends, prepend=0)
+    if base is None:
+        return [sizes]
+    support = np.diff(np.searchsorted(base.indices, ends), prepend=0)
+    return {"known": [], "subset": [support], "change": [support, sizes - support]}[relation]
+
+
+def positions_of(
+    relation: Relation, base: Mask | None, streams: list[Longs], ends: Longs
+) -> npt.NDArray[np.integer[Any]]:
+    """The prunable positions that the decoded streams stand for."""
+    if base is None:
+        return streams[0]
+    support = base.below(int(ends[-1])).indices
+    if relation == "known":
+        return support
+    if relation == "subset":
+        return support[streams[0]]
+    free = np.ones(int(ends[-1]), np.bool_)
+    free[support] = False
+    kept = np.ones(support.size, np.bool_)
+    kept[streams[0]] = False
+    return np.sort(np.concatenate([support[kept], np.flatnonzero(free)[streams[1]]]))
+
+
+def table_bytes(sizes_of: list[Longs]) -> int:
+    """Length of the table of parts."""
+    return _PART.itemsize * sum(sizes.size for sizes in sizes_of)
+
+
+def most_index_bytes(sizes_of: list[Longs], count: int) -> int:
+    """More bytes than any coding of so many positions in these universes has."""
+    return sum(most_bytes(int(n), 0) for sizes in sizes_of for n in sizes) + most_bytes(0, count)
+
+
+def encode_streams(streams: list[Stream]) -> tuple[bytes, bytes]:
+    """Return the table of parts, and their codes one behind the other."""
+    rows, sections = [], []
+    for stream in streams:
+        for size, indices in zip(stream.sizes, stream.indices, strict=True):
+            coding, parameter, data = encode_part(indices, size)
+            rows.append((coding, parameter, indices.size, len(data)))
+            sections.append(data)
+    return np.asarray(rows, _PART).tobytes(), b"".join(sections)
+
+
+def decode_streams(table: memoryview, indices: memoryview, sizes_of: list[Longs]) -> list[Longs]:
+    """Return the positions of each stream in its universe.
+
+    Raises:
+        MalformedMessage: bytes that `encode_streams` would not have written.
+    """
+    rows: Iterator[Any] = iter(np.frombuffer(table, _PART).tolist())
+    streams, start = [], 0
+    for universe in sizes_of:
+        begins = np.cumsum(universe) - universe
+        parts = [np.empty(0, np.int64)]
+        for size, begin in zip(universe.tolist(), begins.tolist(), strict=True):
+            coding, parameter, count, length = next(rows)
+            if count > size or length > most_bytes(size, count) or start + length > len(indices):
+                raise MalformedMessage(f"{count} of {size} positions in {length} bytes is impossible")
+            part = decode_part(indices[start : start + length], size, count, coding, parameter)
+            parts.append(part.astype(np.int64) + begin)
+            start += length
+        streams.append(np.concatenate(parts))
+    if start != len(indices):
+        raise MalformedMessage(f"{len(indices) - start} bytes of indices belong to no part")
+    return streams
