@@ -71,6 +71,7 @@ def test_the_same_seed_gives_the_same_bits(method, home, tmp_path):
     assert first.tobytes() == second.tobytes()
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_model(home, tmp_path):
     first = final(home, tmp_path / "a", experiment(home, SHARED))
     second = final(home, tmp_path / "b", experiment(home, SHARED, seed=1))
@@ -166,6 +167,7 @@ def test_a_client_with_nan_in_its_data_is_left_out_and_named(home, tmp_path):
     assert "NaN" in events
 
 
+@pytest.mark.slow
 def test_control_variates_sum_to_zero_over_the_wire_with_rounded_uploads_and_absent_clients(home, tmp_path):
     cohort = CohortConfig(clients=CLIENTS, per_round=2, deadline_s=60, join_timeout_s=30)
     made = experiment(home, PROXSKIP, rounds=6, training=PLAIN, cohort=cohort, wire=WireConfig("f16", "f32"))

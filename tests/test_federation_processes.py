@@ -60,6 +60,7 @@ def test_mqtt_and_loopback_give_the_same_bits(make):
     assert weights(one.out) == over_loopback(one)
 
 
+@pytest.mark.slow
 @pytest.mark.mosquitto
 def test_mosquitto_gives_the_same_bits_too(make, mosquitto):
     one = make()
@@ -83,6 +84,7 @@ def test_clients_train_on_the_training_builds_module_when_asked(make):
     assert all(runtime.endswith(" module") for runtime in runtimes), runtimes
 
 
+@pytest.mark.slow
 def test_a_client_without_the_memory_refuses_and_the_others_go_on(make):
     one = make()
     one.write({"name": "fedavg"}, rounds=2)

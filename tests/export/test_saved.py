@@ -220,6 +220,7 @@ def test_saving_stands_right_behind_the_forward_reader_in_the_order_of_execution
             assert ran[i + 1] in ("SparseConvGrad", "SparseGemmGrad")
 
 
+@pytest.mark.slow
 def test_half_precision_takes_less_memory_in_a_deep_network(tmp_path):
     """A shallow one gains nothing, for at its peak a layer's tensors are whole again."""
     from export.models import builder
