@@ -13,7 +13,7 @@ from protocol import artifact
 from protocol.errors import ConfigError
 from tools.bench import graphs
 
-SLOW = {"resnet8", "resnet8_gn", "resnet18", "vgg19", "vit"}
+SLOW = {"resnet12_gn", "resnet8", "resnet8_gn", "resnet18", "vgg19", "vit"}
 MODELS = [pytest.param(m, marks=[pytest.mark.slow] if m in SLOW else []) for m in DEFAULT_INPUT_SHAPE]
 
 
