@@ -27,6 +27,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from coordinator.robust import AggregationConfig
 from protocol.config import load
 from protocol.errors import ConfigError
 from protocol.messages import Name, Setting, Training
@@ -101,6 +102,7 @@ class Experiment(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
     schedule: ScheduleConfig = msgspec.field(default_factory=ScheduleConfig)
     initial: InitialConfig = msgspec.field(default_factory=InitialConfig)
+    aggregation: AggregationConfig = msgspec.field(default_factory=AggregationConfig)
     wire: WireConfig = msgspec.field(default_factory=WireConfig)
     broker: BrokerConfig = msgspec.field(default_factory=BrokerConfig)
     evaluation: EvaluationConfig = msgspec.field(default_factory=EvaluationConfig)
@@ -113,6 +115,10 @@ class Experiment(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             raise ConfigError('the experiment has no method.name; for example: [method] name = "fedavg"')
         method = build(name, settings)
         method.check(self.training, self.wire.download_values)
+        if method.commits and self.aggregation.rule != "mean":
+            raise ConfigError(
+                f"method {name!r} keeps control variates that sum to zero only with aggregation.rule = 'mean'"
+            )
         return method
 
     def training_in(self, round_number: int) -> Training:

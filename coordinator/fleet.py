@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 from protocol.messages import Join, Leave
 
@@ -15,6 +16,21 @@ class Fleet:
     def __init__(self) -> None:
         """Nobody is there."""
         self.present: dict[str, Join] = {}
+        self._rejections: Counter[str] = Counter()
+        self._quarantined: set[str] = set()
+
+    @property
+    def trusted(self) -> list[str]:
+        """Who is there and not in quarantine."""
+        return [client_id for client_id in self.present if client_id not in self._quarantined]
+
+    def reject(self, client_id: str, most: int) -> bool:
+        """Count a rejected update; return whether the client is in quarantine from now on."""
+        self._rejections[client_id] += 1
+        if client_id in self._quarantined or self._rejections[client_id] < most:
+            return False
+        self._quarantined.add(client_id)
+        return True
 
     def join(self, message: Join) -> bool:
         """Note a client. Return whether it is new or was restarted, rather than announced again."""

@@ -15,6 +15,7 @@ from typing import Literal
 from coordinator.aggregate import Accumulator
 from coordinator.fleet import Fleet
 from coordinator.report import RunFolder, device_rows
+from coordinator.robust import Robust
 from coordinator.round import Round, Standing
 from coordinator.transfers import Downlink, Uplink
 from protocol import codec
@@ -47,7 +48,7 @@ class OpenRound:
 
     round: Round
     task: Callable[[str], Task]  # Client -> what it is asked to do.
-    accumulator: Accumulator  # Of the uploaded vectors.
+    accumulator: Accumulator | Robust  # Of the uploaded vectors.
     upload_size: tuple[int, int]  # Length and prunable prefix of an uploaded vector.
     weigh: Callable[[int], int]  # Number of examples -> weight in the mean.
     announced: dict[str, Update] = field(default_factory=dict)
@@ -71,12 +72,14 @@ class Reception:
         up: Uplink,
         folder: RunFolder,
         layout: Layout,
+        quarantine_after: int,
         clock: Callable[[], float],
         show: Callable[[OpenRound], None],
     ) -> None:
         """No round is open."""
         self._run, self._transport, self._topics = run, transport, topics
         self._down, self._up, self._folder, self._layout = down, up, folder, layout
+        self._quarantine_after = quarantine_after
         self._clock, self._show = clock, show
         self.fleet = Fleet()
         self.mask: Mask | None = None  # The global one, which bodies may refer to.
@@ -223,6 +226,9 @@ class Reception:
             open_.round.drop(client_id, str(error))
             self._up.forget(client_id)
             self._receipt(update, "rejected", str(error))
+            if self.fleet.reject(client_id, self._quarantine_after):
+                log.error("quarantined client=%s reason=%s", client_id, error)
+                self._folder.event("quarantined", client=client_id, reason=str(error))
 
     def _receipt(
         self,

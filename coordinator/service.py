@@ -26,6 +26,7 @@ from coordinator.journal import Checkpoint, save
 from coordinator.offers import Offers
 from coordinator.reception import OpenRound, Reception
 from coordinator.report import IDLE, RoundRow, RunFolder
+from coordinator.robust import Robust
 from coordinator.round import Round, Standing
 from coordinator.transfers import Downlink, Uplink
 from protocol.artifact import Manifest
@@ -92,6 +93,7 @@ class Coordinator:
             self._up,
             folder,
             manifest.layout,
+            experiment.aggregation.quarantine_after,
             clock,
             lambda open_: show(self._progress(open_)),
         )
@@ -151,8 +153,9 @@ class Coordinator:
         population = self._experiment.cohort.clients
         turn = Turn(number, self._method.stage(number), self._experiment.seed, training, population)
         opened_s = self._clock()
-        asked = self._experiment.cohort.per_round or len(self._reception.fleet.present)
-        cohort = choose(self._reception.fleet.present, asked, self._experiment.seed, number)
+        trusted = self._reception.fleet.trusted
+        asked = self._experiment.cohort.per_round or len(trusted)
+        cohort = choose(trusted, asked, self._experiment.seed, number)
         quorum = max(1, math.ceil(self._experiment.cohort.quorum * len(cohort)))
         deadline_s = self._experiment.cohort.deadline_s
         round_ = Round(number, turn.stage, tuple(cohort), quorum, opened_s, deadline_s)
@@ -162,7 +165,7 @@ class Coordinator:
         open_ = OpenRound(
             round_,
             tasks.__getitem__,
-            Accumulator(upload_size[0], self._method.counts_coverage),
+            self._accumulator(upload_size[0]),
             upload_size,
             lambda num_examples: self._method.weight(turn, num_examples),
         )
@@ -178,6 +181,12 @@ class Coordinator:
         self._folder.round(row)
         self._show(self._progress(open_, row))
         return next_global
+
+    def _accumulator(self, size: int) -> Accumulator | Robust:
+        config = self._experiment.aggregation
+        if config.rule == "mean":
+            return Accumulator(size, self._method.counts_coverage)
+        return Robust(size, config)
 
     def _close(self, open_: OpenRound, turn: Turn, current: Global) -> tuple[Global, int]:
         """End a round; return the next state and the number of alarms. Without updates all stays as it was."""
