@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from protocol.blobs import Assembly, BlobStore, Publisher
+from protocol.blobs import RESEND_S, Assembly, BlobStore, Publisher
 from protocol.messages import BlobRef, Want, encode
 from protocol.topics import BLOB_DOWN, FETCH, Topics
 from protocol.transport import Transport
@@ -24,7 +24,8 @@ class Downlink:
         """Nothing is on offer."""
         self._transport, self._topics = transport, topics
         self._store = BlobStore(STORE_BYTES)
-        self._publisher = Publisher(self._store)
+        # Where packets take no time, who asks for what was just published has missed it.
+        self._publisher = Publisher(self._store, RESEND_S if transport.is_remote else GATHER_S)
         self._pending: dict[str, dict[int, float]] = {}  # digest -> chunk -> when it was first wanted
 
     def offer(self, data: bytes) -> BlobRef:

@@ -325,19 +325,19 @@ class BlobStore:
 class Publisher:
     """Merges the wants of a cohort: a chunk that was published just now serves all who asked for it."""
 
-    def __init__(self, store: BlobStore) -> None:
-        """Publish from this store."""
-        self._store = store
+    def __init__(self, store: BlobStore, resend_s: float = RESEND_S) -> None:
+        """Publish from this store, each chunk at most once within `resend_s`."""
+        self._store, self._resend_s = store, resend_s
         self._published_s: dict[tuple[str, int], float] = {}  # In the order of time.
 
     def due(self, digest: str, chunks: Iterable[int], now_s: float) -> list[int]:
         """Return which of the wanted chunks to publish now; they count as published.
 
-        Left out: what was published less than RESEND_S ago, and what does not exist. A receiver that
+        Left out: what was published less than resend_s ago, and what does not exist. A receiver that
         missed a chunk asks once more, later.
         """
         for key, published_s in list(self._published_s.items()):
-            if now_s - published_s < RESEND_S:
+            if now_s - published_s < self._resend_s:
                 break  # So that memory is bounded by what can be published in that time.
             del self._published_s[key]
         body = self._store.get(digest)

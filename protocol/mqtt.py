@@ -13,7 +13,7 @@ import random
 import socket
 import threading
 from collections import deque
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import paho.mqtt.client as paho
@@ -86,6 +86,8 @@ def _parse_url(url: str) -> tuple[str, str, int]:
 
 class MqttTransport:
     """One client's connection; see `protocol.transport.Transport` for what each method promises."""
+
+    is_remote: ClassVar[bool] = True
 
     def __init__(
         self,

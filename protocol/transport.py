@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from protocol.errors import TransportError
 
@@ -49,6 +49,8 @@ class Will:
 
 class Transport(Protocol):
     """What daemons and coordinator see. All methods may be called from any thread."""
+
+    is_remote: ClassVar[bool]  # Packets take time: who has not got one yet may still get it.
 
     @property
     def connections(self) -> int:
@@ -156,6 +158,8 @@ class LoopbackHub:
 
 class Loopback:
     """One client's end of a hub."""
+
+    is_remote: ClassVar[bool] = False
 
     def __init__(self, hub: LoopbackHub, client_id: str, will: Will | None) -> None:
         """Use `LoopbackHub.connect`."""
