@@ -14,6 +14,7 @@ import hashlib
 import logging
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -69,8 +70,11 @@ class Daemon:
         threads: int,
         profile: str,
         budget_mb: int = 0,
+        observe: Callable[[str, SparseVector, SparseVector], None] | None = None,
     ) -> None:
         """Load the op library. `budget_mb` is what training may take; 0: all that is available.
+
+        `observe` is told of each model that was trained here, and of what is uploaded: for simulations.
 
         Raises:
             RuntimeMissing: it is missing or unusable.
@@ -78,7 +82,7 @@ class Daemon:
         """
         self._config, self._link, self._meter = config, link, meter
         self._library, self._threads, self._profile = library, threads, profile
-        self._budget_mb = budget_mb
+        self._budget_mb, self._observe = budget_mb, observe
         self._data = Path(config.data)
         self._num_examples = num_examples
         self._kernels = break_even.apply(library, Path(config.state))
@@ -178,6 +182,8 @@ class Daemon:
             if math.isnan(trainer.loss):  # No local epoch: it only looked for a mask.
                 span.name = "prune"
         self._spool.keep(_memory_name(task), memory)
+        if self._observe is not None and trainer.local is not None:
+            self._observe(self._config.client_id, trainer.local, uploaded)
         with self._meter.phase("encode"):
             known = {*self._fixed, *self._known_upstream}
             base = received["weights"].mask if "weights" in received else None

@@ -39,6 +39,7 @@ class Trainer:
         self._training, self._rng = training, rng
         self.as_sent = as_sent
         self.num_steps = 0
+        self.local: SparseVector | None = None  # The client's own model: what its passes would run on.
         self.loss = float("nan")  # Mean over the last local epoch.
 
     @property
@@ -118,6 +119,8 @@ class Trainer:
             remaining -= len(losses)
             self.num_steps += len(losses)
             self.loss = float(np.mean(losses))
+        local = v if step is None else step.weights(v)
+        self.local = SparseVector(model.mask, np.concatenate([local, statistics]))
         return SparseVector(model.mask, np.concatenate([v, statistics]))
 
     def loss_of(self, model: SparseVector) -> float:

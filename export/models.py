@@ -21,6 +21,11 @@ Builder = Callable[[InputShape, int], nn.Module]
 Norm = Callable[[int], nn.Module]  # Of a number of maps.
 
 
+def logistic(input_shape: InputShape, num_classes: int) -> nn.Module:
+    """Logistic regression: one linear layer, a convex loss."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(int(torch.Size(input_shape).numel()), num_classes))
+
+
 def mlp(input_shape: InputShape, num_classes: int) -> nn.Module:
     """Two hidden layers of 1024: the fully connected network of the sparse-kernel papers."""
     num_inputs = int(torch.Size(input_shape).numel())
@@ -201,6 +206,7 @@ def vgg19(input_shape: InputShape, num_classes: int) -> nn.Module:
 
 
 MODELS: dict[str, Builder] = {
+    "logistic": logistic,
     "mlp": mlp,
     "lenet": lenet,
     "cnn": cnn,
@@ -213,6 +219,7 @@ MODELS: dict[str, Builder] = {
 }
 
 DEFAULT_INPUT_SHAPE: dict[str, InputShape] = {
+    "logistic": (1, 28, 28),
     "mlp": (1, 28, 28),
     "lenet": (1, 28, 28),
     "cnn": (1, 8, 8),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protocol.artifact import CROSS_ENTROPY, LOSSES
-from protocol.errors import SparsefleetError, UserError
+from protocol.errors import ConfigError, SparsefleetError, UserError
 
 if TYPE_CHECKING:
     from protocol.artifact import Manifest
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sparsefleet {_version()}")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log what happens; -vv logs more")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_demo, _export, _data, _run, _client, _energy, _bench):
+    for add in (_lab, _demo, _export, _data, _run, _client, _energy, _bench):
         add(commands)
     return parser
 
@@ -101,6 +101,28 @@ def _demo(commands: Subparsers) -> None:  # type: ignore[valid-type]
         from tools.demo import demo
 
         return demo(options.out, options.clients, options.rounds, options.json)
+
+    parser.set_defaults(run=run)
+
+
+def _lab(commands: Subparsers) -> None:  # type: ignore[valid-type]
+    example = "sparsefleet lab tools/lab/fashion.toml --processes 2"
+    parser = _command(commands, "lab", "Compare methods on real data, simulated with the real code.", example)
+    parser.add_argument("file", type=Path, help="the lab file (docs/lab.md)")
+    parser.add_argument(
+        "--out", type=Path, help="folder; default: runs/lab/NAME-DIGEST. Continued where it was"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="simulations at a time; default 1")
+    parser.add_argument("--json", action="store_true")
+
+    def run(options: argparse.Namespace) -> int:
+        from tools.lab.lab import default_out, run_lab
+
+        if not options.file.is_file():
+            raise ConfigError(f"{options.file} not found; tools/lab/ has some to begin with")
+        return run_lab(
+            options.file, options.out or default_out(options.file), options.processes, options.json
+        )
 
     parser.set_defaults(run=run)
 

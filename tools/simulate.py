@@ -24,6 +24,7 @@ from edge_client.spool import Spool
 from protocol import artifact as artifacts
 from protocol.examples import count, load
 from protocol.method import Global
+from protocol.sparse import SparseVector
 from protocol.topics import Topics
 from protocol.transport import LoopbackHub
 
@@ -33,10 +34,12 @@ def simulate(
     clients: Mapping[str, Path],
     folder: Path,
     show: Callable[[Progress], None] = lambda progress: None,
+    observe: Callable[[str, SparseVector, SparseVector], None] | None = None,
 ) -> Global:
     """Run an experiment with these clients (id -> data file); return the final model.
 
-    The run folder and the clients' state are made under `folder`.
+    The run folder and the clients' state are made under `folder`. `observe` is told of each model that a
+    client has trained, and of what it uploads.
     """
     artifact = Path(experiment.artifact)
     manifest = artifacts.read(artifact)
@@ -67,7 +70,18 @@ def simulate(
         link = Link(hub.connect(client_id), topics, client_id)
         spool = Spool(Path(config.state))
         meter, session = Meter(NoSource()), spool.next_session()
-        daemon = Daemon(config, link, meter, spool, session, count(data), library_path(), 1, "simulated")
+        daemon = Daemon(
+            config,
+            link,
+            meter,
+            spool,
+            session,
+            count(data),
+            library_path(),
+            1,
+            "simulated",
+            observe=observe,
+        )
         threads.append(threading.Thread(target=daemon.run, name=client_id, daemon=True))
         threads[-1].start()
     result = coordinator.run()

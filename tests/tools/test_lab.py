@@ -1,0 +1,110 @@
+"""sparsefleet lab: its file, its cells, going on after a stop, and the table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import ConfigError
+from tools.cli import main
+from tools.lab.plan import Cell, cells, read
+
+FOLDER = Path(__file__).parents[2] / "tools" / "lab"
+
+TINY = """
+model = "cnn"
+rounds = 3
+seeds = [0, 1]
+alphas = [1.0]
+[data]
+source = "digits"
+clients = 3
+[training]
+local_epochs = 1
+batch_size = 32
+learning_rate = 0.05
+[[rows]]
+method = { name = "fedavg" }
+[[rows]]
+name = "skip"
+method = { name = "proxskip", density = 0.2 }
+wire = { upload_values = "int8" }
+"""
+
+FIELDS = {
+    "method",
+    "density",
+    "alpha",
+    "seeds",
+    "accuracy_mean",
+    "accuracy_std",
+    "local_accuracy_mean",
+    "upload_bytes_per_round",
+    "download_bytes_per_round",
+    "compression",
+    "mask_iou",
+    "min_layer_density",
+    "zero_sum_max",
+}
+
+
+def tiny(tmp_path: Path, text: str = TINY) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.slow
+def test_a_lab_runs_goes_on_where_it_was_and_prints_its_table(tmp_path, capsys):
+    path, out = tiny(tmp_path), tmp_path / "out"
+    assert main(["lab", str(path), "--out", str(out), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["method"] for row in rows] == ["fedavg", "skip"]
+    for row in rows:
+        assert set(row) >= FIELDS
+        assert row["seeds"] == 2
+        assert row["accuracy_mean"] > 0.5
+        assert 0 < row["local_accuracy_mean"] <= 1
+    dense, sparse = rows
+    assert sparse["zero_sum_max"] < 1e-4
+    assert dense["zero_sum_max"] is None
+    assert sparse["upload_bytes_per_round"] < 0.15 * dense["upload_bytes_per_round"]
+    assert sparse["density"] == pytest.approx(0.2, abs=0.01)
+
+    # As if it had been stopped: one cell is not finished, the others are not run again.
+    cut = out / "cells" / Cell(1, 1.0, 1).name
+    (cut / "result.json").unlink()
+    before = {file: file.stat().st_mtime_ns for file in out.glob("cells/*/result.json")}
+    assert main(["lab", str(path), "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == rows  # The same bits, so the same figures.
+    assert (cut / "result.json").is_file()
+    assert all(file.stat().st_mtime_ns == time for file, time in before.items())
+    assert (out / "table.md").read_text().count("\n") == 4
+
+    path.write_text(TINY.replace("rounds = 3", "rounds = 4"))
+    assert main(["lab", str(path), "--out", str(out)]) != 0
+    assert "another plan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (("rounds = 3", "round = 3"), "round is not a known key"),
+        (('name = "fedavg"', 'name = "fedavrg"'), "unknown method"),
+        (('name = "skip"', 'name = "fedavg"'), "two rows"),
+        (("[[rows]]\nmethod", "[[rows]]\ntraining = { epochs = 1 }\nmethod"), "epochs"),
+        (("seeds = [0, 1]", "seeds = []"), "seeds"),
+    ],
+)
+def test_a_wrong_file_is_an_error_that_names_the_place(tmp_path, change, text):
+    assert change[0] in TINY
+    with pytest.raises(ConfigError, match=text):
+        read(tiny(tmp_path, TINY.replace(*change, 1)))
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_files_that_come_with_it_can_be_read(path):
+    plan = read(path)
+    assert len(cells(plan)) == len(plan.rows) * len(plan.seeds) * len(plan.alphas)
