@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sparsefleet {_version()}")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log what happens; -vv logs more")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_lab, _demo, _export, _data, _run, _client, _energy, _bench):
+    for add in (_lab, _demo, _export, _data, _run, _client, _energy, _bench, _doctor):
         add(commands)
     return parser
 
@@ -310,6 +310,13 @@ def _energy(commands: Subparsers) -> None:  # type: ignore[valid-type]
 
     text = "What can tell the joules of this board, and how well."
     configure(_command(commands, "energy", text, "sparsefleet energy sources"))
+
+
+def _doctor(commands: Subparsers) -> None:  # type: ignore[valid-type]
+    from tools.doctor import configure
+
+    text = "What is missing, wrong or slow on this machine, each with its cure."
+    configure(_command(commands, "doctor", text, "sparsefleet doctor --client client.toml"))
 
 
 def _bench(commands: Subparsers) -> None:  # type: ignore[valid-type]
