@@ -30,7 +30,6 @@ from protocol import codec_v1
 from protocol import header as header_of
 from protocol.errors import LimitExceeded, MalformedMessage
 from protocol.header import Header
-from protocol.indices import bound_bits
 from protocol.layout import Vector
 from protocol.relations import (
     decode_streams,
@@ -42,7 +41,7 @@ from protocol.relations import (
 )
 from protocol.sections import compress, decompress
 from protocol.sparse import Indices, Mask, SparseVector
-from protocol.values import Coded, SideFormat, ValueFormat, decode_values, encode_values, num_bytes
+from protocol.values import Coded, SideFormat, ValueFormat, decode_values, encode_values
 
 __all__ = ["SideFormat", "ValueFormat", "as_received", "decode", "describe", "encode", "max_body_bytes"]
 
@@ -206,7 +205,6 @@ def describe(data: bytes | memoryview) -> dict[str, Any]:
         return codec_v1.describe(data)
     header, start = header_of.read(data)
     parts, indices, values, side = (coded for _, coded in header.sections)
-    index_bound = bound_bits(header.num_prunable, header.nnz) / 8 if header.nnz <= header.num_prunable else 0
     return {
         "size": header.size,
         "num_prunable": header.num_prunable,
@@ -219,8 +217,7 @@ def describe(data: bytes | memoryview) -> dict[str, Any]:
         "values_bytes": values,
         "tail_bytes": side,
         "total_bytes": len(data),
-        "index_bound_bytes": index_bound,
-        "bound_bytes": index_bound + num_bytes(header.nnz, header.values),
+        **header_of.bounds(header.num_prunable, header.nnz, header.values),
     }
 
 

@@ -23,13 +23,13 @@ from it, and allocates nothing that the model itself would not need.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 
+from protocol import header as header_of
 from protocol.errors import LimitExceeded, MalformedMessage, UnknownMask
 from protocol.layout import MAX_SIZE
 from protocol.sections import (
@@ -42,14 +42,11 @@ from protocol.sections import (
 from protocol.sparse import Mask, SparseVector
 from protocol.values import decode_values, num_bytes
 
-MAGIC = b"SFV"
 VERSION = 1
-MAX_HEADER_BYTES = 256  # The longest has 197: digits of the largest model, and a digest.
 
 ValueFormat = Literal["f32", "f16"]
 Coding = Literal["full", "known", "bitmap", "delta"]
 
-_prefix = struct.Struct("<3sBH")
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIZE)]
 _Bytes = Annotated[int, msgspec.Meta(ge=0, le=MAX_VARINT_BYTES * MAX_SIZE)]
 _Section = tuple[_Bytes, _Bytes]  # Length before and after zstd; equal: stored as it is.
@@ -75,7 +72,7 @@ _header_decoder = msgspec.msgpack.Decoder(_Header)
 
 def is_version_1(data: bytes | memoryview) -> bool:
     """Whether these bytes begin as a body of version 1."""
-    return bytes(data[:4]) == MAGIC + bytes([VERSION])
+    return bytes(data[:4]) == header_of.MAGIC + bytes([VERSION])
 
 
 def decode(
@@ -97,7 +94,7 @@ def decode(
     """
     if len(data) > limit:
         raise LimitExceeded(f"a body of {len(data)} bytes; at most {limit} are read")
-    header, start = _read_header(data)
+    header, start = header_of.unpack(data, VERSION, _header_decoder)
     if (header.size, header.num_prunable) != (size, num_prunable):
         theirs = f"{header.size} values of which {header.num_prunable} are prunable"
         raise MalformedMessage(f"a body of another model: {theirs}; here {size} and {num_prunable}")
@@ -124,7 +121,7 @@ def describe(data: bytes | memoryview) -> dict[str, Any]:
     Raises:
         LimitExceeded, MalformedMessage: the header cannot be read.
     """
-    header, start = _read_header(data)
+    header, start = header_of.unpack(data, VERSION, _header_decoder)
     return {
         "size": header.size,
         "num_prunable": header.num_prunable,
@@ -137,28 +134,11 @@ def describe(data: bytes | memoryview) -> dict[str, Any]:
         "values_bytes": header.values_bytes[1],
         "tail_bytes": header.tail_bytes[1],
         "total_bytes": len(data),
+        **header_of.bounds(header.num_prunable, header.nnz, header.values),
     }
 
 
-# Header
-
-
-def _read_header(data: bytes | memoryview) -> tuple[_Header, int]:
-    """Return the header and where the sections begin."""
-    if len(data) < _prefix.size:
-        raise MalformedMessage(f"a body of {len(data)} bytes is truncated")
-    magic, version, length = _prefix.unpack_from(data)
-    if magic != MAGIC:
-        raise MalformedMessage("not a body: it begins with something else")
-    if version != VERSION:
-        raise MalformedMessage(f"a body of version {version}; this side reads version {VERSION}")
-    if length > MAX_HEADER_BYTES:
-        raise LimitExceeded(f"a body's header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
-    end = _prefix.size + length
-    try:
-        return _header_decoder.decode(data[_prefix.size : end]), end
-    except (msgspec.DecodeError, ValueError) as error:
-        raise MalformedMessage(f"a body's header: {error}") from error
+# Lengths
 
 
 def _check_lengths(header: _Header, num_following: int) -> None:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from protocol.errors import LimitExceeded, MalformedMessage, UnknownMask
+from protocol.indices import bound_bits
 from protocol.layout import MAX_SIZE
 from protocol.relations import Relation, most_index_bytes, table_bytes
 from protocol.sparse import Mask
 from protocol.values import SideFormat, ValueFormat, is_quantised, num_bytes
+
+Facts = TypeVar("Facts")
 
 MAGIC = b"SFV"
 VERSION = 2
@@ -59,18 +62,30 @@ def read(data: bytes | memoryview) -> tuple[Header, int]:
         LimitExceeded: it is too long.
         MalformedMessage: it is not a header of this version.
     """
+    return unpack(data, VERSION, _header_decoder)
+
+
+def unpack(
+    data: bytes | memoryview, version: int, decoder: msgspec.msgpack.Decoder[Facts]
+) -> tuple[Facts, int]:
+    """Return the header of a body of that version, of the decoder's type, and where the sections begin.
+
+    Raises:
+        LimitExceeded: it is too long.
+        MalformedMessage: it is not a header of that version.
+    """
     if len(data) < _prefix.size:
         raise MalformedMessage(f"a body of {len(data)} bytes is truncated")
-    magic, version, length = _prefix.unpack_from(data)
+    magic, found, length = _prefix.unpack_from(data)
     if magic != MAGIC:
         raise MalformedMessage("not a body: it begins with something else")
-    if version != VERSION:
-        raise MalformedMessage(f"a body of version {version}; this side reads versions 1 and {VERSION}")
+    if found != version:
+        raise MalformedMessage(f"a body of version {found}; this side reads versions 1 and {VERSION}")
     if length > MAX_HEADER_BYTES:
         raise LimitExceeded(f"a body's header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
     end = _prefix.size + length
     try:
-        return _header_decoder.decode(data[_prefix.size : end]), end
+        return decoder.decode(data[_prefix.size : end]), end
     except (msgspec.DecodeError, ValueError) as error:
         raise MalformedMessage(f"a body's header: {error}") from error
 
@@ -126,3 +141,9 @@ def base_of(header: Header, masks: Mapping[str, Mask]) -> Mask | None:
     if header.relation == "known" and nnz != header.nnz:
         raise MalformedMessage(f"mask {digest} does not have {header.nnz} prunable positions")
     return mask
+
+
+def bounds(num_prunable: int, nnz: int, values: str) -> dict[str, float]:
+    """What a report compares a body with; see codec.describe."""
+    index_bound = bound_bits(num_prunable, nnz) / 8 if nnz <= num_prunable else 0.0
+    return {"index_bound_bytes": index_bound, "bound_bytes": index_bound + num_bytes(nnz, values)}

@@ -243,4 +243,5 @@ def test_bodies_of_version_1_decode_for_ever(name, nnz, values):
     vector = golden_vector(nnz)
     facts = describe(data)
     assert (facts["coding"], facts["nnz"], facts["values"]) == (name.partition("_")[0], nnz, values)
+    assert facts["bound_bytes"] > 0  # What the coordinator reports of it.
     assert_same(decode(data, 612, 600, {vector.mask.digest: vector.mask}), vector)
