@@ -78,7 +78,12 @@ def test_a_lab_runs_goes_on_where_it_was_and_prints_its_table(tmp_path, capsys):
     (cut / "result.json").unlink()
     before = {file: file.stat().st_mtime_ns for file in out.glob("cells/*/result.json")}
     assert main(["lab", str(path), "--out", str(out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == rows  # The same bits, so the same figures.
+    for row, before_it in zip(json.loads(capsys.readouterr().out), rows, strict=True):
+        for name, value in row.items():
+            if name in ("download_bytes_per_round", "compression"):  # A receipt may count for the next round.
+                assert value == pytest.approx(before_it[name], rel=0.01)
+            else:  # The same bits, so the same figures.
+                assert value == before_it[name], name
     assert (cut / "result.json").is_file()
     assert all(file.stat().st_mtime_ns == time for file, time in before.items())
     assert (out / "table.md").read_text().count("\n") == 4

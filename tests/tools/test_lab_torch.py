@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from protocol.errors import ArtifactError, RuntimeMissing
 from protocol.layout import PRUNABLE
 from protocol.messages import Training
 from protocol.sparse import Mask, SparseVector, iou
+from tools.cli import main
 from tools.lab.torch_runtime import TorchRuntime, choose_device, torch_backend
 from tools.simulate import simulate
 from tools.split import split
@@ -140,3 +143,38 @@ def test_a_federation_ends_in_the_devices_model(method, artifact, tmp_path):
     assert np.linalg.norm(lab.weights - device.weights) < 0.01 * np.linalg.norm(device.weights)
     assert "torch" in (tmp_path / "torch" / "events.jsonl").read_text()
     assert "torch" not in (tmp_path / "device" / "events.jsonl").read_text()
+
+
+LAB = """
+model = "cnn"
+backend = "torch-{}"
+rounds = 2
+seeds = [0]
+[data]
+source = "digits"
+clients = 3
+[training]
+local_epochs = 1
+batch_size = 32
+learning_rate = 0.05
+[[rows]]
+method = {{ name = "fedpai", density = 0.2 }}
+"""
+
+
+@pytest.mark.slow
+def test_a_lab_computes_with_it_if_its_file_says_so(tmp_path, capsys):
+    (tmp_path / "lab.toml").write_text(LAB.format("cpu"))
+    assert main(["lab", str(tmp_path / "lab.toml"), "--out", str(tmp_path / "out"), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["accuracy_mean"] > 0.3
+    (events,) = (tmp_path / "out").glob("cells/*/events.jsonl")
+    assert "torch" in events.read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_made(tmp_path, capsys):
+    (tmp_path / "lab.toml").write_text(LAB.format("cuda"))
+    assert main(["lab", str(tmp_path / "lab.toml"), "--out", str(tmp_path / "out")]) != 0
+    assert "cannot use 'cuda'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

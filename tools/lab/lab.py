@@ -23,7 +23,7 @@ import numpy as np
 
 from protocol.errors import ConfigError, UserError
 from tools.dataset import read as read_data
-from tools.lab.cell import partition, run
+from tools.lab.cell import backend_of, partition, run
 from tools.lab.plan import Cell, Plan, cells, read, source_of
 
 PLAN = "plan.json"
@@ -73,11 +73,12 @@ def _prepare(plan: Plan, out: Path) -> None:
 
     Raises:
         ConfigError: the folder holds another lab.
+        RuntimeMissing: the back-end cannot be used here.
     """
+    backend_of(plan)
     out.mkdir(parents=True, exist_ok=True)
-    described = msgspec.json.encode(plan)
     if (out / PLAN).is_file():
-        if (out / PLAN).read_bytes() != described:
+        if _plan_in(out) != plan:
             raise ConfigError(f"{out} holds a lab with another plan; choose another --out, or remove it")
         return
     from edge_client.kernels import library_path
@@ -98,7 +99,15 @@ def _prepare(plan: Plan, out: Path) -> None:
     np.savez_compressed(out / "source.npz", **arrays)  # type: ignore[arg-type]
     shape = input_shape(plan.model, plan.input_shape)
     export_model(plan.model, shape, plan.num_classes, out / "artifact", library_path())
-    (out / PLAN).write_bytes(described)  # Last: a folder with it is complete.
+    (out / PLAN).write_bytes(msgspec.json.encode(plan))  # Last: a folder with it is complete.
+
+
+def _plan_in(out: Path) -> Plan | None:
+    """The plan of a folder; None if it is none of this version's."""
+    try:
+        return msgspec.json.decode((out / PLAN).read_bytes(), type=Plan)
+    except msgspec.DecodeError:  # What is no plan, too.
+        return None
 
 
 def table(plan: Plan, results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ model = "lenet"
 rounds = 40
 seeds = msgspec.field(default_factory=lambda: [0, 1, 2])
 alphas = [0.1, 1.0]                    # of the Dirichlet partition
+backend = "onnxruntime"                # as on devices; or gradients by "torch-cpu", "torch-cuda"
 
 [data]
 source = "fashion_mnist.npz"           # in $SPARSEFLEET_DATA (default ../shared/data), or "digits"
@@ -27,7 +28,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -75,6 +76,7 @@ class Plan(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     data: Data
     training: Training
     rows: Annotated[list[Row], msgspec.Meta(min_length=1)]
+    backend: Literal["onnxruntime", "torch-cpu", "torch-cuda"] = "onnxruntime"
     input_shape: str | None = None
     num_classes: Amount = 10
     seeds: Annotated[list[int], msgspec.Meta(min_length=1)] = msgspec.field(default_factory=lambda: [0, 1, 2])

@@ -28,21 +28,20 @@ from protocol.sparse import Mask, SparseVector
 LEAST_SHARE = 1e-7  # As the op SaveActivation.
 
 
-def choose_device(name: str = "auto") -> torch.device:
-    """Return the accelerator: "auto" is CUDA where there is one, the CPU otherwise.
+def choose_device(name: str) -> torch.device:
+    """Return where to compute, as PyTorch calls it: "cpu", "cuda".
 
     TensorFloat-32 is switched off and cuDNN made deterministic: results are compared with the devices'.
 
     Raises:
         RuntimeMissing: PyTorch cannot use what was asked for.
     """
-    found = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
-        device = torch.device(found)
+        device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # A build without CUDA asserts.
         raise RuntimeMissing(
-            f"PyTorch {torch.__version__} cannot use {found!r}: {error}; choose cpu, or install a build for it"
+            f"PyTorch {torch.__version__} cannot use {name!r}: {error}; choose cpu, or install a build for it"
         ) from error
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
