@@ -18,7 +18,7 @@ from protocol import artifact as artifacts
 from protocol.durable import replace_file
 from protocol.examples import load
 from protocol.sparse import Mask, SparseVector, iou
-from tools.lab.plan import Cell, Plan, training_of
+from tools.lab.plan import Cell, Plan, skew_name, training_of
 from tools.simulate import simulate
 from tools.split import SPLIT, split
 
@@ -84,11 +84,15 @@ def backend_of(plan: Plan) -> Backend | None:
     return torch_backend(choose_device(device))
 
 
-def partition(plan: Plan, alpha: float, seed: int, home: Path) -> Path:
+def partition(plan: Plan, alpha: float | None, seed: int, home: Path) -> Path:
     """Return the folder of a partition, made where it is missing; cells of the same alpha and seed share it."""
-    folder = home / "data" / f"alpha-{alpha:g}-seed-{seed}"
+    folder = home / "data" / f"{skew_name(alpha)}-seed-{seed}"
     if not (folder / SPLIT).is_file():
-        split(home / "source.npz", folder, plan.data.clients, "dirichlet", alpha, seed=seed, force=True)
+        source, clients = home / "source.npz", plan.data.clients
+        if alpha is None:
+            split(source, folder, clients, "by", by=plan.data.by, seed=seed, force=True)
+        else:
+            split(source, folder, clients, "dirichlet", alpha, seed=seed, force=True)
     return folder
 
 
