@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +99,27 @@ def test_a_lab_runs_goes_on_where_it_was_and_prints_its_table(tmp_path, capsys):
     path.write_text(TINY.replace("rounds = 3", "rounds = 4"))
     assert main(["lab", str(path), "--out", str(out)]) != 0
     assert "another plan" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_lab_that_was_killed_goes_on_where_it_was(tmp_path, capsys):
+    """With all its processes, in the middle of a cell: as by a power cut."""
+    path, out = tiny(tmp_path), tmp_path / "out"
+    command = [sys.executable, "-m", "tools.cli", "lab", str(path), "--out", str(out)]
+    with subprocess.Popen(command, cwd=FOLDER.parents[1], start_new_session=True) as process:
+        try:
+            until_s = time.monotonic() + 60
+            while not (begun := [*out.glob("cells/*")])[1:] and time.monotonic() < until_s:
+                assert process.poll() is None
+                time.sleep(0.01)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert len(begun) == 2
+    done = {file: file.stat().st_mtime_ns for file in out.glob("cells/*/result.json")}
+    assert len(done) == 1
+    assert main(["lab", str(path), "--out", str(out), "--json"]) == 0
+    assert [row["seeds"] for row in json.loads(capsys.readouterr().out)] == [2, 2]
+    assert all(file.stat().st_mtime_ns == time_ns for file, time_ns in done.items())
 
 
 @pytest.mark.parametrize(
