@@ -331,7 +331,8 @@ class Daemon:
             ends = manifest.layout.ends_of(num_prunable)
             return codec.as_received(upload, num_prunable, task.values, ends=ends, side=task.side)
 
-        return Trainer(manifest, self._runtime[1], self._examples, task.training, rng, as_sent)
+        keeps_local = self._observe is not None
+        return Trainer(manifest, self._runtime[1], self._examples, task.training, rng, as_sent, keeps_local)
 
 
 def _essence(task: Task) -> Task:

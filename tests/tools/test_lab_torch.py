@@ -150,6 +150,7 @@ model = "cnn"
 backend = "torch-{}"
 rounds = 2
 seeds = [0]
+alphas = [1.0]
 [data]
 source = "digits"
 clients = 3
