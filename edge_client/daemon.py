@@ -31,10 +31,10 @@ from edge_client.runtime import (
     FULL,
     GRAPHS,
     PORTABLE,
+    Backend,
     Runtime,
     files_of,
-    installed_package,
-    open_runtime,
+    onnx_backend,
 )
 from edge_client.session import Trainer
 from edge_client.spool import Spool
@@ -71,18 +71,20 @@ class Daemon:
         profile: str,
         budget_mb: int = 0,
         observe: Callable[[str, SparseVector, SparseVector], None] | None = None,
+        backend: Backend | None = None,
     ) -> None:
         """Load the op library. `budget_mb` is what training may take; 0: all that is available.
 
-        `observe` is told of each model that was trained here, and of what is uploaded: for simulations.
+        For simulations: `observe` is told of each model that was trained here, and of what is uploaded;
+        `backend` replaces the configuration's runtime.
 
         Raises:
             RuntimeMissing: it is missing or unusable.
             DataError: the state folder's calibration is damaged.
         """
         self._config, self._link, self._meter = config, link, meter
-        self._library, self._threads, self._profile = library, threads, profile
-        self._budget_mb, self._observe = budget_mb, observe
+        self._backend = backend or onnx_backend(config.runtime, library, threads)
+        self._budget_mb, self._profile, self._observe = budget_mb, profile, observe
         self._data = Path(config.data)
         self._num_examples = num_examples
         self._kernels = break_even.apply(library, Path(config.state))
@@ -102,7 +104,7 @@ class Daemon:
                 client_id=self._config.client_id,
                 session=self._session,
                 num_examples=self._num_examples,
-                runtime=f"{installed_package()} {self._config.runtime}",
+                runtime=self._backend.name,
                 kernels=self._kernels,
                 profile=self._profile,
                 energy_source=self._meter.source.about.name,
@@ -316,9 +318,7 @@ class Daemon:
         """Open the runtime and load the examples, unless they are those of the last task."""
         if self._runtime is None or self._runtime[0] != (task.artifact.digest, saved):
             folder = self._spool.artifact_folder(task.artifact.digest)
-            runtime = open_runtime(
-                self._config.runtime, manifest, folder, self._library, self._threads, saved
-            )
+            runtime = self._backend.open(manifest, folder, saved)
             self._examples = load(
                 self._data, manifest.input_shape, manifest.num_classes, is_regression=manifest.loss == MSE
             )
@@ -331,7 +331,8 @@ class Daemon:
             ends = manifest.layout.ends_of(num_prunable)
             return codec.as_received(upload, num_prunable, task.values, ends=ends, side=task.side)
 
-        return Trainer(manifest, self._runtime[1], self._examples, task.training, rng, as_sent)
+        keeps_local = self._observe is not None
+        return Trainer(manifest, self._runtime[1], self._examples, task.training, rng, as_sent, keeps_local)
 
 
 def _essence(task: Task) -> Task:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,6 +82,24 @@ class Runtime(Protocol):
         Raises:
             ArtifactError: this runtime was not opened with compressed activations.
         """
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What runs a client's steps: ONNX Runtime on a device; the lab may bring another."""
+
+    name: str  # As the coordinator is told.
+    open: Callable[
+        [Manifest, Path, str], Runtime
+    ]  # For an artifact, its folder and how activations are saved.
+
+
+def onnx_backend(kind: str, library: Path, threads: int) -> Backend:
+    """Return the one of devices; see `open_runtime`."""
+    return Backend(
+        f"{installed_package()} {kind}",
+        lambda manifest, folder, saved: open_runtime(kind, manifest, folder, library, threads, saved),
+    )
 
 
 def open_runtime(

@@ -33,13 +33,20 @@ class Trainer:
         training: Training,
         rng: np.random.Generator,
         as_sent: Callable[[SparseVector], SparseVector] = lambda upload: upload,
+        keeps_local: bool = False,
     ) -> None:
-        """Hold what a task needs; nothing runs yet. `as_sent` rounds as the wire does."""
+        """Hold what a task needs; nothing runs yet. `as_sent` rounds as the wire does.
+
+        `keeps_local` is for simulations: it takes the memory of one more model.
+        """
         self._manifest, self._runtime, self._examples = manifest, runtime, examples
         self._training, self._rng = training, rng
         self.as_sent = as_sent
         self.num_steps = 0
-        self.local: SparseVector | None = None  # The client's own model: what its passes would run on.
+        self._keeps_local = keeps_local
+        self.local: SparseVector | None = (
+            None  # If kept, the client's own model: what its passes would run on.
+        )
         self.loss = float("nan")  # Mean over the last local epoch.
 
     @property
@@ -119,8 +126,9 @@ class Trainer:
             remaining -= len(losses)
             self.num_steps += len(losses)
             self.loss = float(np.mean(losses))
-        local = v if step is None else step.weights(v)
-        self.local = SparseVector(model.mask, np.concatenate([local, statistics]))
+        if self._keeps_local:
+            local = v if step is None else step.weights(v)
+            self.local = SparseVector(model.mask, np.concatenate([local, statistics]))
         return SparseVector(model.mask, np.concatenate([v, statistics]))
 
     def loss_of(self, model: SparseVector) -> float:

@@ -20,6 +20,7 @@ from edge_client.energy.meter import Meter
 from edge_client.energy.source import NoSource
 from edge_client.kernels import library_path
 from edge_client.link import Link
+from edge_client.runtime import Backend
 from edge_client.spool import Spool
 from protocol import artifact as artifacts
 from protocol.examples import count, load
@@ -35,11 +36,12 @@ def simulate(
     folder: Path,
     show: Callable[[Progress], None] = lambda progress: None,
     observe: Callable[[str, SparseVector, SparseVector], None] | None = None,
+    backend: Backend | None = None,
 ) -> Global:
     """Run an experiment with these clients (id -> data file); return the final model.
 
     The run folder and the clients' state are made under `folder`. `observe` is told of each model that a
-    client has trained, and of what it uploads.
+    client has trained, and of what it uploads. `backend` runs the clients' steps instead of ONNX Runtime.
     """
     artifact = Path(experiment.artifact)
     manifest = artifacts.read(artifact)
@@ -81,6 +83,7 @@ def simulate(
             1,
             "simulated",
             observe=observe,
+            backend=backend,
         )
         threads.append(threading.Thread(target=daemon.run, name=client_id, daemon=True))
         threads[-1].start()

@@ -13,11 +13,12 @@ import numpy as np
 from coordinator.evaluate import Evaluator
 from coordinator.experiment import CohortConfig, EvaluationConfig, Experiment, InitialConfig
 from coordinator.report import ROUNDS, read_csv
+from edge_client.runtime import Backend
 from protocol import artifact as artifacts
 from protocol.durable import replace_file
 from protocol.examples import load
 from protocol.sparse import Mask, SparseVector, iou
-from tools.lab.plan import Cell, Plan, training_of
+from tools.lab.plan import Cell, Plan, skew_name, training_of
 from tools.simulate import simulate
 from tools.split import SPLIT, split
 
@@ -55,13 +56,13 @@ def run(plan: Plan, cell: Cell, home: Path) -> dict[str, Any]:
     def observe(client_id: str, model: SparseVector, upload: SparseVector) -> None:
         local[client_id], masks[client_id] = model, upload.mask
 
-    simulate(experiment, files, folder, observe=observe)
+    simulate(experiment, files, folder, observe=observe, backend=backend_of(plan))
     result = {
         "row": row.label,
         "alpha": cell.alpha,
         "seed": cell.seed,
         **_of_rounds(folder, experiment),
-        "mask_iou": _overlap(list(masks.values())),
+        "mask_iou": _overlap([masks[client_id] for client_id in sorted(masks)]),
         **_local(experiment, local, {Path(part["file"]).stem: part["labels"] for part in parts}),
     }
     shutil.rmtree(folder / "state", ignore_errors=True)  # Megabytes for each client.
@@ -69,11 +70,29 @@ def run(plan: Plan, cell: Cell, home: Path) -> dict[str, Any]:
     return result
 
 
-def partition(plan: Plan, alpha: float, seed: int, home: Path) -> Path:
+def backend_of(plan: Plan) -> Backend | None:
+    """Return what runs the clients' steps; None is what runs on devices.
+
+    Raises:
+        RuntimeMissing: PyTorch cannot use the device here.
+    """
+    kind, _, device = plan.backend.partition("-")
+    if kind != "torch":
+        return None
+    from tools.lab.torch_runtime import choose_device, torch_backend
+
+    return torch_backend(choose_device(device))
+
+
+def partition(plan: Plan, alpha: float | None, seed: int, home: Path) -> Path:
     """Return the folder of a partition, made where it is missing; cells of the same alpha and seed share it."""
-    folder = home / "data" / f"alpha-{alpha:g}-seed-{seed}"
+    folder = home / "data" / f"{skew_name(alpha)}-seed-{seed}"
     if not (folder / SPLIT).is_file():
-        split(home / "source.npz", folder, plan.data.clients, "dirichlet", alpha, seed=seed, force=True)
+        source, clients = home / "source.npz", plan.data.clients
+        if alpha is None:
+            split(source, folder, clients, "by", by=plan.data.by, seed=seed, force=True)
+        else:
+            split(source, folder, clients, "dirichlet", alpha, seed=seed, force=True)
     return folder
 
 
@@ -120,7 +139,7 @@ def _local(
         for label in np.unique(test.y)
     }
     reached = []
-    for client_id, model in local.items():
+    for client_id, model in sorted(local.items()):  # So that sums round alike.
         mix = {label: count for label, count in labels[client_id].items() if label in by_class}
         dense, total = model.dense(), sum(mix.values())
         scores = [count * (by_class[label].scores(dense).accuracy or 0.0) for label, count in mix.items()]

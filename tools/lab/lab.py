@@ -23,8 +23,8 @@ import numpy as np
 
 from protocol.errors import ConfigError, UserError
 from tools.dataset import read as read_data
-from tools.lab.cell import partition, run
-from tools.lab.plan import Cell, Plan, cells, read, source_of
+from tools.lab.cell import backend_of, partition, run
+from tools.lab.plan import Cell, Plan, cells, read, skew_name, source_of
 
 PLAN = "plan.json"
 SIZES = ["upload_bytes_per_round", "download_bytes_per_round", "compression"]
@@ -34,8 +34,8 @@ STRUCTURE = ["mask_iou", "union_density", "min_layer_density"]
 def run_lab(path: Path, out: Path, processes: int, as_json: bool) -> int:
     """Run what is missing and print the table; it is also written as table.md, table.csv and plot.png."""
     plan = read(path)
-    _prepare(plan, out)
-    for alpha, seed in itertools.product(plan.alphas, plan.seeds):  # Here: cells of one would race.
+    prepare(plan, out)
+    for alpha, seed in itertools.product(plan.skews, plan.seeds):  # Here: cells of one would race.
         partition(plan, alpha, seed, out)
     todo = cells(plan)
     begin_s = time.monotonic()
@@ -53,7 +53,7 @@ def run_lab(path: Path, out: Path, processes: int, as_json: bool) -> int:
             result = future.result()
             results[cell.name] = result
             left_s = (time.monotonic() - begin_s) / len(results) * (len(todo) - len(results))
-            text = f"{len(results)}/{len(todo)} {result['row']} alpha {cell.alpha:g} seed {cell.seed}"
+            text = f"{len(results)}/{len(todo)} {result['row']} {skew_name(cell.alpha)} seed {cell.seed}"
             print(
                 f"{text}: {100 * result['accuracy']:.1f} %; about {left_s / 60:.0f} min left", file=sys.stderr
             )
@@ -68,43 +68,59 @@ def _cell(path: Path, cell: Cell, out: Path) -> dict[str, Any]:
     return run(read(path), cell, out)
 
 
-def _prepare(plan: Plan, out: Path) -> None:
+def prepare(plan: Plan, out: Path) -> None:
     """Export the model and draw the examples, once.
 
     Raises:
-        ConfigError: the folder holds another lab.
+        ConfigError: the folder holds another lab; the data have no such ids.
+        RuntimeMissing: the back-end cannot be used here.
     """
+    backend_of(plan)
     out.mkdir(parents=True, exist_ok=True)
-    described = msgspec.json.encode(plan)
     if (out / PLAN).is_file():
-        if (out / PLAN).read_bytes() != described:
+        if _plan_in(out) != plan:
             raise ConfigError(f"{out} holds a lab with another plan; choose another --out, or remove it")
         return
     from edge_client.kernels import library_path
     from export.export import export_model
     from export.models import input_shape
 
-    data = read_data(source_of(plan))
+    by = plan.data.by
+    data = read_data(source_of(plan), by or None)
+    if by and data.ids is None:
+        raise ConfigError(
+            f"{data.name} has no array {by!r} with one entry per example; name another as data.by"
+        )
     rng = np.random.default_rng(0)
     arrays = {"x_train": data.x, "y_train": data.y}
+    if data.ids is not None:
+        arrays[f"{by}_train"] = data.ids
     if data.test is not None:
         arrays |= {"x_test": data.test[0], "y_test": data.test[1]}
     for part, count in (("train", plan.data.train), ("test", plan.data.test)):
         if f"x_{part}" in arrays and 0 < count < len(arrays[f"y_{part}"]):
             chosen = np.sort(rng.permutation(len(arrays[f"y_{part}"]))[:count])
-            arrays |= {f"{name}_{part}": arrays[f"{name}_{part}"][chosen] for name in "xy"}
+            arrays |= {name: array[chosen] for name, array in arrays.items() if name.endswith(f"_{part}")}
     if data.test is None:
-        arrays = {"x": arrays["x_train"], "y": arrays["y_train"]}
+        arrays = {name.removesuffix("_train"): array for name, array in arrays.items()}
     np.savez_compressed(out / "source.npz", **arrays)  # type: ignore[arg-type]
     shape = input_shape(plan.model, plan.input_shape)
     export_model(plan.model, shape, plan.num_classes, out / "artifact", library_path())
-    (out / PLAN).write_bytes(described)  # Last: a folder with it is complete.
+    (out / PLAN).write_bytes(msgspec.json.encode(plan))  # Last: a folder with it is complete.
+
+
+def _plan_in(out: Path) -> Plan | None:
+    """The plan of a folder; None if it is none of this version's."""
+    try:
+        return msgspec.json.decode((out / PLAN).read_bytes(), type=Plan)
+    except msgspec.DecodeError:  # What is no plan, too.
+        return None
 
 
 def table(plan: Plan, results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each method and alpha: means over seeds."""
     rows = []
-    for alpha in plan.alphas:
+    for alpha in plan.skews:
         for index, row in enumerate(plan.rows):
             found = [results[Cell(index, alpha, seed).name] for seed in plan.seeds]
             accuracy = [one["accuracy"] for one in found]
@@ -138,9 +154,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        alpha = "natural" if row["alpha"] is None else f"{row['alpha']:g}"
         controls = "" if row["zero_sum_max"] is None else f"{row['zero_sum_max']:.0e}"
         lines.append(
-            f"| {row['method']} | {row['alpha']:g} | {row['density']:.3g} | "
+            f"| {row['method']} | {alpha} | {row['density']:.3g} | "
             f"{100 * row['accuracy_mean']:.1f} ± {100 * row['accuracy_std']:.1f} | "
             f"{100 * row['local_accuracy_mean']:.1f} | {row['upload_bytes_per_round'] / 1e3:.1f} | "
             f"{row['download_bytes_per_round'] / 1e3:.1f} | {row['compression']:.1f}x | {row['mask_iou']:.2f} | "
@@ -171,13 +188,13 @@ def _plot(out: Path, plan: Plan, results: dict[str, dict[str, Any]]) -> None:
             file=sys.stderr,
         )
         return
-    figure, axes = pyplot.subplots(1, len(plan.alphas), figsize=(6 * len(plan.alphas), 4), squeeze=False)
-    for axis, alpha in zip(axes[0], plan.alphas, strict=True):
+    figure, axes = pyplot.subplots(1, len(plan.skews), figsize=(6 * len(plan.skews), 4), squeeze=False)
+    for axis, alpha in zip(axes[0], plan.skews, strict=True):
         for index, row in enumerate(plan.rows):
             runs = [results[Cell(index, alpha, seed).name]["accuracy_by_round"] for seed in plan.seeds]
             numbers = [number for number, _ in runs[0]]
             axis.plot(numbers, np.mean([[a for _, a in run] for run in runs], axis=0), label=row.label)
-        axis.set(title=f"alpha {alpha:g}", xlabel="round", ylabel="accuracy")
+        axis.set(title=skew_name(alpha), xlabel="round", ylabel="accuracy")
         axis.legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(out / "plot.png", dpi=150)

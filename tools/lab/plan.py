@@ -4,6 +4,7 @@ model = "lenet"
 rounds = 40
 seeds = msgspec.field(default_factory=lambda: [0, 1, 2])
 alphas = [0.1, 1.0]                    # of the Dirichlet partition
+backend = "onnxruntime"                # as on devices; or gradients by "torch-cpu", "torch-cuda"
 
 [data]
 source = "fashion_mnist.npz"           # in $SPARSEFLEET_DATA (default ../shared/data), or "digits"
@@ -11,6 +12,7 @@ train = 10000                          # examples drawn from it; 0: all
 test = 2000
 clients = 20
 per_round = 10
+by = "user"                            # instead of alphas: a client is one of its values, the largest ones
 
 [training]                             # of all rows; a row may change it
 local_epochs = 1
@@ -27,7 +29,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -41,10 +43,11 @@ DATA_VARIABLE = "SPARSEFLEET_DATA"
 Amount = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class Data(msgspec.Struct, forbid_unknown_fields=True):
+class Data(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Where the examples come from, and how many clients share them."""
 
     source: str
+    by: str = ""  # The array of natural ids; then there are no alphas, and each seed has the same clients.
     clients: Amount
     per_round: Annotated[int, msgspec.Meta(ge=0)] = 0  # 0: all.
     train: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -75,32 +78,46 @@ class Plan(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     data: Data
     training: Training
     rows: Annotated[list[Row], msgspec.Meta(min_length=1)]
+    backend: Literal["onnxruntime", "torch-cpu", "torch-cuda"] = "onnxruntime"
     input_shape: str | None = None
     num_classes: Amount = 10
     seeds: Annotated[list[int], msgspec.Meta(min_length=1)] = msgspec.field(default_factory=lambda: [0, 1, 2])
-    alphas: Annotated[list[float], msgspec.Meta(min_length=1)] = msgspec.field(default_factory=lambda: [1.0])
+    alphas: list[float] = []
+
+    @property
+    def skews(self) -> list[float | None]:
+        """Alpha of each partition; None is the natural one."""
+        return [None] if self.data.by else [*self.alphas]
+
+
+def skew_name(alpha: float | None) -> str:
+    """How a partition is called."""
+    return "natural" if alpha is None else f"alpha-{alpha:g}"
 
 
 class Cell(msgspec.Struct, frozen=True):
     """One simulation."""
 
     row: int
-    alpha: float
+    alpha: float | None
     seed: int
 
     @property
     def name(self) -> str:
         """Its folder."""
-        return f"row-{self.row:02}-alpha-{self.alpha:g}-seed-{self.seed}"
+        return f"row-{self.row:02}-{skew_name(self.alpha)}-seed-{self.seed}"
 
 
 def read(path: Path) -> Plan:
     """Read a lab file.
 
     Raises:
-        ConfigError: unreadable, an unknown key, a wrong value, an unknown method, or two rows of one name.
+        ConfigError: unreadable, an unknown key, a wrong value, an unknown method, two rows of one name, or
+            not exactly one of alphas and data.by.
     """
     plan = load(path, Plan, ())
+    if bool(plan.alphas) == bool(plan.data.by):
+        raise ConfigError(f"{path}: give either alphas, of Dirichlet partitions, or data.by, a natural one")
     labels = [row.label for row in plan.rows]
     for label in labels:
         if labels.count(label) > 1:
@@ -114,7 +131,7 @@ def read(path: Path) -> Plan:
 def cells(plan: Plan) -> list[Cell]:
     """All simulations, seeds outermost, so that a lab that is stopped early has whole tables."""
     rows = range(len(plan.rows))
-    return [Cell(row, alpha, seed) for seed in plan.seeds for alpha in plan.alphas for row in rows]
+    return [Cell(row, alpha, seed) for seed in plan.seeds for alpha in plan.skews for row in rows]
 
 
 def training_of(plan: Plan, row: Row) -> Training:
