@@ -109,6 +109,7 @@ def test_nothing_executes_data():
 def test_a_client_loads_without_what_boards_do_not_have():
     code = (
         "import sys, edge_client.daemon, tools.client, tools.cli\n"
+        "tools.cli._parser()\n"
         "print([m for m in ('torch', 'onnx', 'amqtt', 'rich', 'coordinator', 'export') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -19,11 +19,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from coordinator import experiment as experiments
 from device_profiles import detect
 from device_profiles.memory import available_bytes
 from device_profiles.profile import UNKNOWN
@@ -36,6 +35,9 @@ from protocol import artifact as artifacts
 from protocol import mqtt
 from protocol.errors import SparsefleetError
 from protocol.examples import count
+
+if TYPE_CHECKING:
+    from coordinator.experiment import BrokerConfig
 
 Status = Literal["ok", "warn", "fail", "skipped"]
 EXIT = {"ok": 0, "skipped": 0, "warn": 1, "fail": 2}
@@ -189,6 +191,8 @@ def _client(path: Path) -> Check:
 
 
 def _experiment(path: Path) -> Check:
+    from coordinator import experiment as experiments  # A board has no coordinator.
+
     experiment = experiments.read(path)
     experiment.build_method()
     manifest = artifacts.read(Path(experiment.artifact))
@@ -198,6 +202,8 @@ def _experiment(path: Path) -> Check:
 
 
 def _experiments_broker(path: Path) -> Check:
+    from coordinator import experiment as experiments
+
     broker = experiments.read(path).broker
     if not broker.url:
         return Check(
@@ -208,7 +214,7 @@ def _experiments_broker(path: Path) -> Check:
     return _broker(**_login(broker))
 
 
-def _login(broker: clients.BrokerConfig | experiments.BrokerConfig) -> dict[str, str]:
+def _login(broker: clients.BrokerConfig | BrokerConfig) -> dict[str, str]:
     names = ("url", "username", "password")
     return {name: str(value) for name, value in msgspec.structs.asdict(broker).items() if name in names}
 
