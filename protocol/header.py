@@ -105,11 +105,9 @@ def check_lengths(
         raise MalformedMessage(f"{header.nnz} of {header.num_prunable} positions is impossible")
     (parts, _), (indices, _), (values, _), (side, _) = header.sections
     scales = 4 * len(ends) if is_quantised(header.values) else 0
-    # A change also names what is stored no longer.
-    most = header.nnz + (int(sizes_of[0].sum()) if header.relation == "change" else 0)
     if (
         parts != table_bytes(sizes_of) + scales
-        or indices > most_index_bytes(sizes_of, most)
+        or indices > most_index_bytes(sizes_of)
         or values != num_bytes(header.nnz, header.values)
         or side != num_bytes(header.size - header.num_prunable, header.side)
     ):

@@ -19,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.errors import MalformedMessage
-from protocol.sections import MAX_VARINT_BYTES, decode_bitmap, decode_gaps, encode_bitmap, encode_gaps
+from protocol.sections import decode_bitmap, decode_gaps, encode_bitmap, encode_gaps, positions_after
 from protocol.sparse import Indices
 
 NOTHING, BITMAP, RICE, DELTA = CODINGS = range(4)
-MAX_PARAMETER = 31
 INVERTED = 0x80  # Added to the coding: of the positions that are not stored.
 
 
@@ -51,9 +50,12 @@ def encode_part(indices: Indices, size: int) -> tuple[int, int, bytes]:
     return RICE, parameter, _encode_rice(gaps, parameter)
 
 
-def most_bytes(size: int, count: int) -> int:
-    """Return as many bytes as any coding of so many positions has, or more."""
-    return (size + 7) // 8 + MAX_VARINT_BYTES * count + 2
+def most_bytes(size: int) -> int:
+    """Return as many bytes as any coding of positions below `size` has, or more.
+
+    At most half of the positions are coded, in a byte each and one more for each 128 that a gap skips.
+    """
+    return size // 2 + size // 128 + 2
 
 
 def decode_part(data: memoryview, size: int, count: int, coding: int, parameter: int) -> Indices:
@@ -68,6 +70,8 @@ def decode_part(data: memoryview, size: int, count: int, coding: int, parameter:
         return _others(decode_part(data, size, size - count, coding & ~INVERTED, parameter), size)
     if parameter and coding != RICE:
         raise MalformedMessage(f"coding {coding} has no parameter")
+    if 2 * count > size and coding != NOTHING:
+        raise MalformedMessage(f"{count} of {size} positions are coded by the others")
     if coding == NOTHING:
         if count not in (0, size) or len(data):
             raise MalformedMessage(f"{count} of {size} positions cannot be coded as nothing")
@@ -78,7 +82,7 @@ def decode_part(data: memoryview, size: int, count: int, coding: int, parameter:
         return decode_bitmap(data, count, size)
     if coding == DELTA:
         return decode_gaps(data, count, size)
-    if coding == RICE and count and parameter <= MAX_PARAMETER:
+    if coding == RICE and count and parameter <= size.bit_length() and len(data) <= size // 8 + 2:
         return _decode_rice(data, size, count, parameter)
     raise MalformedMessage(f"no coding {coding} with parameter {parameter}")
 
@@ -117,18 +121,19 @@ def _encode_rice(gaps: npt.NDArray[np.int32], parameter: int) -> bytes:
 
 def _decode_rice(data: memoryview, size: int, count: int, parameter: int) -> Indices:
     low_bytes = (count * parameter + 7) // 8
-    unary = np.unpackbits(np.frombuffer(data[: len(data) - low_bytes], np.uint8), bitorder="little")
-    ends = np.flatnonzero(unary)
-    if len(data) < low_bytes or ends.size != count or unary.size - int(ends[-1]) > 8:
+    unary = np.unpackbits(
+        np.frombuffer(data[: max(0, len(data) - low_bytes)], np.uint8), bitorder="little"
+    ).view(np.bool_)
+    if len(data) < low_bytes or np.count_nonzero(unary) != count or not bool(unary[-8:].any()):
         raise MalformedMessage(f"the quotients are not {count}")
-    quotients = np.diff(ends, prepend=-1) - 1
+    ends = np.flatnonzero(unary).astype(np.int32)
+    quotients = np.diff(ends, prepend=np.int32(-1)) - np.int32(1)
     if int(quotients.max()) > size >> parameter:
         raise MalformedMessage(f"a quotient leads beyond the {size} positions")
-    gaps = (quotients << parameter) | _unpack_bits(data[len(data) - low_bytes :], count, parameter)
-    indices = np.cumsum(gaps + 1) - 1
-    if int(indices[-1]) >= size:
-        raise MalformedMessage(f"the indices lead beyond the {size} positions")
-    return indices.astype(np.int32)
+    gaps = (quotients.view(np.uint32) << np.uint32(parameter)) | _unpack_bits(
+        data[len(data) - low_bytes :], count, parameter
+    )
+    return positions_after(gaps, size)
 
 
 def _pack_bits(values: npt.NDArray[np.int32], width: int) -> bytes:
@@ -139,11 +144,11 @@ def _pack_bits(values: npt.NDArray[np.int32], width: int) -> bytes:
     return np.packbits(bits.reshape(-1), bitorder="little").tobytes()
 
 
-def _unpack_bits(data: memoryview, count: int, width: int) -> npt.NDArray[np.int64]:
+def _unpack_bits(data: memoryview, count: int, width: int) -> npt.NDArray[np.uint32]:
     bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
     if bool(bits[width * count :].any()):
         raise MalformedMessage("bits to spare are not zero")
-    values = np.zeros(count, np.int64)
+    values = np.zeros(count, np.uint32)
     for k in range(width):
-        values |= bits[k * count : (k + 1) * count].astype(np.int64) << k
+        values |= bits[k * count : (k + 1) * count].astype(np.uint32) << np.uint32(k)
     return values

@@ -92,9 +92,7 @@ def universes(relation: Relation, base: Mask | None, ends: Longs) -> list[Longs]
     return {"known": [], "subset": [support], "change": [support, sizes - support]}[relation]
 
 
-def positions_of(
-    relation: Relation, base: Mask | None, streams: list[Longs], ends: Longs
-) -> npt.NDArray[np.integer[Any]]:
+def positions_of(relation: Relation, base: Mask | None, streams: list[Indices], ends: Longs) -> Indices:
     """The prunable positions that the decoded streams stand for."""
     if base is None:
         return streams[0]
@@ -103,11 +101,14 @@ def positions_of(
         return support
     if relation == "subset":
         return support[streams[0]]
-    free = np.ones(int(ends[-1]), np.bool_)
-    free[support] = False
     kept = np.ones(support.size, np.bool_)
     kept[streams[0]] = False
-    return np.sort(np.concatenate([support[kept], np.flatnonzero(free)[streams[1]]]))
+    # The r-th free position lies behind every stored one that has at most r free ones before it.
+    num_free_before = support - np.arange(support.size, dtype=np.int32)
+    passed = np.searchsorted(num_free_before, streams[1], side="right")
+    positions = np.concatenate([support[kept], streams[1] + passed.astype(np.int32)])
+    positions.sort()
+    return positions
 
 
 def table_bytes(sizes_of: list[Longs]) -> int:
@@ -115,9 +116,9 @@ def table_bytes(sizes_of: list[Longs]) -> int:
     return _PART.itemsize * sum(sizes.size for sizes in sizes_of)
 
 
-def most_index_bytes(sizes_of: list[Longs], count: int) -> int:
-    """More bytes than any coding of so many positions in these universes has."""
-    return sum(most_bytes(int(n), 0) for sizes in sizes_of for n in sizes) + most_bytes(0, count)
+def most_index_bytes(sizes_of: list[Longs]) -> int:
+    """More bytes than any positions in these universes take."""
+    return sum(most_bytes(int(n)) for sizes in sizes_of for n in sizes)
 
 
 def encode_streams(streams: list[Stream]) -> tuple[bytes, bytes]:
@@ -131,7 +132,7 @@ def encode_streams(streams: list[Stream]) -> tuple[bytes, bytes]:
     return np.asarray(rows, _PART).tobytes(), b"".join(sections)
 
 
-def decode_streams(table: memoryview, indices: memoryview, sizes_of: list[Longs]) -> list[Longs]:
+def decode_streams(table: memoryview, indices: memoryview, sizes_of: list[Longs]) -> list[Indices]:
     """Return the positions of each stream in its universe.
 
     Raises:
@@ -141,13 +142,13 @@ def decode_streams(table: memoryview, indices: memoryview, sizes_of: list[Longs]
     streams, start = [], 0
     for universe in sizes_of:
         begins = np.cumsum(universe) - universe
-        parts = [np.empty(0, np.int64)]
+        parts = [np.empty(0, np.int32)]
         for size, begin in zip(universe.tolist(), begins.tolist(), strict=True):
             coding, parameter, count, length = next(rows)
-            if count > size or length > most_bytes(size, count) or start + length > len(indices):
+            if count > size or length > most_bytes(size) or start + length > len(indices):
                 raise MalformedMessage(f"{count} of {size} positions in {length} bytes is impossible")
             part = decode_part(indices[start : start + length], size, count, coding, parameter)
-            parts.append(part.astype(np.int64) + begin)
+            parts.append(part + np.int32(begin))
             start += length
         streams.append(np.concatenate(parts))
     if start != len(indices):

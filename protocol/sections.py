@@ -7,6 +7,7 @@ that are not exactly what its counterpart writes.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import zstandard
 
 from protocol.errors import MalformedMessage
@@ -58,8 +59,8 @@ def encode_gaps(indices: Indices) -> bytes:
 def decode_gaps(data: bytes | memoryview, nnz: int, num_prunable: int) -> Indices:
     """Return the `nnz` positions; increasing by construction, and below `num_prunable`."""
     coded = np.frombuffer(data, np.uint8)
-    gaps = np.zeros(nnz, np.int64)
-    going_on = np.arange(nnz)  # Which varints have a byte in the next plane.
+    gaps = np.zeros(nnz, np.uint32)
+    going_on = np.arange(nnz, dtype=np.int32)  # Which varints have a byte in the next plane.
     for k in range(MAX_VARINT_BYTES):
         if not going_on.size:
             break
@@ -68,17 +69,20 @@ def decode_gaps(data: bytes | memoryview, nnz: int, num_prunable: int) -> Indice
             raise MalformedMessage("the gaps are truncated")
         if k and not bool(plane.all()):
             raise MalformedMessage("a varint is longer than it need be")
-        gaps[going_on] |= (plane.astype(np.int64) & 0x7F) << 7 * k
+        if k == MAX_VARINT_BYTES - 1 and int(plane.max()) >= 1 << 32 - 7 * k:
+            raise MalformedMessage("a varint does not fit in 32 bits")
+        gaps[going_on] |= (plane.astype(np.uint32) & np.uint32(0x7F)) << np.uint32(7 * k)
         going_on = going_on[plane >= 0x80]
     if going_on.size or coded.size:
         raise MalformedMessage(f"the gaps are not {nnz} varints")
-    # First each gap, so that the sum below cannot overflow: 2^31 gaps of 2^31 still fit in int64.
-    if nnz and int(gaps.max()) >= num_prunable:
-        raise MalformedMessage(f"a gap leads beyond the {num_prunable} prunable positions")
-    indices = np.cumsum(gaps + 1) - 1
-    if nnz and int(indices[-1]) >= num_prunable:
-        raise MalformedMessage(f"the gaps lead beyond the {num_prunable} prunable positions")
-    return indices.astype(np.int32)
+    return positions_after(gaps, num_prunable)
+
+
+def positions_after(gaps: npt.NDArray[np.uint32], size: int) -> Indices:
+    """Return the positions that skip so many others each: increasing, and checked to be below `size`."""
+    if int(gaps.sum(dtype=np.int64)) + gaps.size > size:
+        raise MalformedMessage(f"the gaps lead beyond the {size} positions")
+    return np.cumsum(gaps.view(np.int32) + np.int32(1), dtype=np.int32) - np.int32(1)
 
 
 # Compression

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from protocol.codec import ValueFormat, as_received, decode, describe, encode, max_body_bytes
 from protocol.errors import LimitExceeded, MalformedMessage, ProtocolError, UnknownMask
-from protocol.indices import bound_bits
+from protocol.indices import BITMAP, DELTA, INVERTED, RICE, bound_bits
 from protocol.sparse import Mask, SparseVector
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 FORMATS = get_args(ValueFormat)
+LITTLE_BYTES = 8 << 20  # Of 2,000,000 values: 40 MB for a ResNet-18, which has five and a half times as many.
 
 
 def a_mask(rng: np.random.Generator, num_prunable: int, tail: int, nnz: int) -> Mask:
@@ -418,7 +419,56 @@ def test_encoding_and_decoding_take_little_memory():
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak_bytes < 8 << 20  # 40 MB for a ResNet-18, whose size is five and a half times this.
+    assert peak_bytes < LITTLE_BYTES
+
+
+def test_coding_a_changed_mask_takes_little_memory():
+    base, vector = a_vector(1, 2_000_000, 0, 0.05).mask, a_vector(2, 2_000_000, 0, 0.05)
+    vector = vector.restrict(neighbour(base, 2_000_000, 10_000, 10_000))
+    tracemalloc.start()
+    try:
+        data = encode(vector, 2_000_000, "f16", base=base)
+        decode(data, 2_000_000, 2_000_000, {base.digest: base})
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert describe(data)["coding"] == "change"
+    assert peak_bytes < LITTLE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("coding", "parameter", "count", "index_bytes"),
+    [
+        (RICE, 0, 1_000_000, bytes(1_000_000)),  # Quotients that are not there.
+        (RICE, 0, 900_000, b"\xff" * 112_500 + bytes(137_000)),
+        (RICE, 20, 90_000, b"\xff" * 250_000),
+        (RICE, 21, 900_000, b"\xff" * 250_000),
+        (DELTA, 0, 1_000_000, b"\xff" * 1_000_000),
+        (DELTA, 0, 1_000_000, b"\x7f" * 1_000_000),
+        (BITMAP, 0, 1_000_000, b"\xff" * 250_000),
+        (INVERTED | RICE, 0, 1_000_001, b"\x01" * 250_000),
+    ],
+)
+def test_hostile_positions_are_refused_in_little_memory(coding, parameter, count, index_bytes):
+    size = 2_000_000
+    table = np.array([(coding, parameter, count, len(index_bytes))], "u1,u1,<u4,<u4").tobytes()
+    sections = [table, index_bytes, bytes(2 * count), b""]
+    data = body(
+        b"".join(sections),
+        size=size,
+        num_prunable=size,
+        nnz=count,
+        values="f16",
+        sections=[[len(section)] * 2 for section in sections],
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(MalformedMessage):
+            decode(data, size, size, {})
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 16 << 20
 
 
 # Golden bytes: written once, and they must decode for ever
