@@ -27,6 +27,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from coordinator.asynchronous import AsynchronousConfig
 from coordinator.robust import AggregationConfig
 from protocol.config import load
 from protocol.errors import ConfigError
@@ -103,6 +104,7 @@ class Experiment(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     schedule: ScheduleConfig = msgspec.field(default_factory=ScheduleConfig)
     initial: InitialConfig = msgspec.field(default_factory=InitialConfig)
     aggregation: AggregationConfig = msgspec.field(default_factory=AggregationConfig)
+    asynchronous: AsynchronousConfig = msgspec.field(default_factory=AsynchronousConfig)
     wire: WireConfig = msgspec.field(default_factory=WireConfig)
     broker: BrokerConfig = msgspec.field(default_factory=BrokerConfig)
     evaluation: EvaluationConfig = msgspec.field(default_factory=EvaluationConfig)
@@ -118,6 +120,11 @@ class Experiment(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         if method.commits and self.aggregation.rule != "mean":
             raise ConfigError(
                 f"method {name!r} keeps control variates that sum to zero only with aggregation.rule = 'mean'"
+            )
+        if self.asynchronous.buffer and not method.tolerates_staleness:
+            raise ConfigError(
+                f"method {name!r} with these settings needs all updates to start from one model: set "
+                "asynchronous.buffer = 0"
             )
         return method
 

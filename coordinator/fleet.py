@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 
 from protocol.messages import Join, Leave
 
@@ -23,6 +24,10 @@ class Fleet:
     def trusted(self) -> list[str]:
         """Who is there and not in quarantine."""
         return [client_id for client_id in self.present if client_id not in self._quarantined]
+
+    def distrust(self, client_ids: Iterable[str]) -> None:
+        """Put clients in quarantine that were there before a restart."""
+        self._quarantined.update(client_ids)
 
     def reject(self, client_id: str, most: int) -> bool:
         """Count a rejected update; return whether the client is in quarantine from now on."""

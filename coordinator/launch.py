@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from coordinator import final_model, journal
 from coordinator.broker import COORDINATOR_USER, EmbeddedBroker
 from coordinator.evaluate import Evaluator
 from coordinator.experiment import BrokerConfig, Experiment
+from coordinator.ledger import Ledger
 from coordinator.report import IDLE, ROUNDS, SUMMARY, RunFolder, read_csv
 from coordinator.service import Coordinator, Progress
 from device_profiles.memory import peak_rss_bytes
@@ -58,18 +59,21 @@ def launch(
         is_regression=manifest.loss == artifacts.MSE,
     )
     start = journal.restore(out, manifest.digest) if resume else None
-    if start is None and (out / ROUNDS).exists():
+    if start is None and ((out / ROUNDS).exists() or (out / journal.CHECKPOINT).exists()):
         raise ConfigError(
             f"{out} holds a run already; choose another --out, or continue it with --resume {out}"
         )
     run = start.run if start else out.name
     with ExitStack() as stack:
         transport = _connect(experiment, stack, ready)
-        folder = RunFolder(out, experiment, start.next_round if start else None)
+        out.mkdir(parents=True, exist_ok=True)
+        ledger = stack.enter_context(closing(Ledger(out)))
+        accepted = ledger.accepted_clients(start.next_round) if start else set()
+        folder = RunFolder(out, experiment, start.next_round if start else None, accepted)
         folder.event("run-resumed" if start else "run-started", run=run, artifact=manifest.digest)
         evaluator = Evaluator(manifest, artifact, test.x, test.y, experiment.evaluation.threads)
         coordinator = Coordinator(
-            experiment, run, manifest, artifact, initial, transport, folder, evaluator, show
+            experiment, run, manifest, artifact, initial, transport, folder, evaluator, show, ledger=ledger
         )
         final = coordinator.run(start)
     model, _ = final_model.write(out, manifest, artifact, final.weights)

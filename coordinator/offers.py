@@ -7,6 +7,7 @@ which travels once; means stay on offer for those who were averaged in them and 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import msgspec
 import numpy as np
@@ -37,9 +38,11 @@ class Offers:
         initial: Vector,
         method: Method,
         down: Downlink,
+        instance: str,
     ) -> None:
         """Draw the initial model where it comes from a seed; else it is the artifact's."""
         self._experiment, self._run, self._layout = experiment, run, manifest.layout
+        self._instance = instance
         self._artifact, self._method, self._down = artifact, method, down
         self._settings = {key: value for key, value in experiment.method.items() if key != "name"}
         self.initial, self._seeded = initial, None
@@ -71,6 +74,7 @@ class Offers:
             bases=bases,
             initial=self._seeded,
             seeded=seeded,
+            instance=self._instance,
         )
         made = {}
         for client_id in cohort:
@@ -80,10 +84,12 @@ class Offers:
             made[client_id] = msgspec.structs.replace(task, averaged=averaged, blobs=bodies)
         return made
 
-    def withdraw(self, tasks: dict[str, Task]) -> None:
+    def withdraw(self, tasks: Iterable[Task], in_use: Iterable[Task]) -> None:
         """Take a closed round's bodies off the shelf; the mask stays for who has not seen it."""
-        for task in tasks.values():
-            self._down.withdraw(ref.digest for name, ref in task.blobs.items() if name != "mask")
+        needed = {ref.digest for task in in_use for ref in task.blobs.values()}
+        for task in tasks:
+            digests = {ref.digest for name, ref in task.blobs.items() if name != "mask"}
+            self._down.withdraw(digests - needed)
 
     def encode(self, vector: SparseVector, current: Global, base: Mask | None = None) -> bytes:
         """Return a body of the downlink, as a change of `base` where that is smaller."""

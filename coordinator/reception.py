@@ -1,19 +1,22 @@
 """What clients send: each packet is checked, and becomes a step of the open round, or is dropped.
 
-Update --announce--> fetch its body --complete--> fold it in --> Receipt
-|                            |
-late, duplicate          rubbish: rejected, the client is out of this round
+Update --announce--> fetch its body --complete--> fold it in --settle--> Receipt
+|                            |                            |
+late, duplicate    rubbish: rejected, the client      first on disk, where there is a ledger
+                   is out of this round
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from coordinator.aggregate import Accumulator
 from coordinator.fleet import Fleet
+from coordinator.ledger import Ledger
 from coordinator.report import RunFolder, device_rows
 from coordinator.robust import Robust
 from coordinator.round import Round, Standing
@@ -35,11 +38,13 @@ from protocol.messages import (
     decode,
     encode,
 )
-from protocol.sparse import Mask
+from protocol.sparse import Mask, SparseVector
 from protocol.topics import BLOB_UP, STATE, TASK, UPDATE, WANT, Topics
 from protocol.transport import Packet, Transport
 
 log = logging.getLogger(__name__)
+
+RETRY_S = 1.0  # After the disk was full.
 
 
 @dataclass
@@ -50,7 +55,8 @@ class OpenRound:
     task: Callable[[str], Task]  # Client -> what it is asked to do.
     accumulator: Accumulator | Robust  # Of the uploaded vectors.
     upload_size: tuple[int, int]  # Length and prunable prefix of an uploaded vector.
-    weigh: Callable[[int], int]  # Number of examples -> weight in the mean.
+    weigh: Callable[[Update], int]  # Its weight in the mean.
+    restate: Callable[[Update, SparseVector], SparseVector]  # As an update that was begun in this round.
     announced: dict[str, Update] = field(default_factory=dict)
     accepted: dict[str, str] = field(default_factory=dict)  # Client -> digest of the body that was folded in.
     losses: list[tuple[float, int]] = field(default_factory=list)  # Training loss and examples.
@@ -58,6 +64,8 @@ class OpenRound:
     uploaded_bytes: int = 0
     uploaded_bound_bytes: float = 0.0  # What its positions and values need, and its side data as they are.
     rejected: int = 0
+    late: int = 0  # Updates that came too late for any round.
+    stale: int = 0  # Of those that count: begun in an earlier round.
 
 
 class Reception:
@@ -75,8 +83,9 @@ class Reception:
         quarantine_after: int,
         clock: Callable[[], float],
         show: Callable[[OpenRound], None],
+        ledger: Ledger | None = None,
     ) -> None:
-        """No round is open."""
+        """No round is open. Without a ledger, what was accepted is lost with the process."""
         self._run, self._transport, self._topics = run, transport, topics
         self._down, self._up, self._folder, self._layout = down, up, folder, layout
         self._quarantine_after = quarantine_after
@@ -85,6 +94,52 @@ class Reception:
         self.mask: Mask | None = None  # The global one, which bodies may refer to.
         self._client_masks: dict[str, Mask] = {}  # And each client's last own one.
         self.open: OpenRound | None = None
+        self._ledger = ledger
+        self._unsettled: list[tuple[Update, bytes]] = []  # Folded in, and not yet receipted.
+        self._retry_s: float | None = None  # When to try again after the disk was full.
+        self._costs: dict[str, int] = {}  # Client -> the last round whose upload it has accounted for.
+        if ledger is not None:
+            self.fleet.distrust(ledger.quarantined())
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether everything that was folded in has its receipt."""
+        return not self._unsettled
+
+    def restore(self, updates: Iterable[tuple[Update, bytes]], recorded: set[str]) -> None:
+        """Fold in what was accepted before a restart; of the clients in `recorded` the report has it already."""
+        open_ = self.open
+        assert open_ is not None
+        for update, body in updates:
+            client_id, now_s = update.client_id, self._clock()
+            if update.round_number != open_.round.number:
+                open_.round.since[client_id] = update.round_number
+            open_.round.announce(client_id, update.round_number, now_s)
+            open_.announced[client_id] = update
+            self._fold(open_, update, self._decoded(open_, client_id, body), body)
+            open_.round.complete(client_id, now_s)
+            if client_id not in recorded:
+                self._record(client_id, open_.round.number, update.phases, update.peak_rss_bytes)
+
+    def settle(self) -> None:
+        """Make what was folded in durable, then say so to the clients. A full disk makes them wait."""
+        open_, now_s = self.open, self._clock()
+        if self.is_settled or open_ is None or (self._retry_s is not None and now_s < self._retry_s):
+            return
+        try:
+            if self._ledger is not None:
+                self._ledger.accept(open_.round.number, self._unsettled)
+        except sqlite3.Error as error:
+            if self._retry_s is None:
+                log.error("paused reason=the run folder cannot be written: %s", error)
+                self._folder.event("paused", reason=str(error))
+            self._retry_s = now_s + RETRY_S
+            return
+        self._retry_s = None
+        for update, _ in self._unsettled:
+            self._record(update.client_id, open_.round.number, update.phases, update.peak_rss_bytes)
+            self._receipt(update, "accepted")
+        self._unsettled.clear()
 
     def send(self, client_id: str, message: Message) -> None:
         """Say something to one client."""
@@ -125,7 +180,7 @@ class Reception:
                 facts = {"session": message.session, "runtime": message.runtime, "kernels": message.kernels}
                 self._folder.event("client-joined", client=message.client_id, **facts)
                 if open_ is not None and open_.round.rejoin(message.client_id, self._clock()):
-                    self._up.forget(message.client_id)
+                    # What has come of its update stays: a restarted client offers the same one again.
                     open_.announced.pop(message.client_id, None)
             if open_ is not None and open_.round.standing.get(message.client_id) is Standing.ASKED:
                 self.send(message.client_id, open_.task(message.client_id))
@@ -142,9 +197,17 @@ class Reception:
             facts = {"client": message.client_id, "round": message.round_number, "reason": message.reason}
             self._folder.event("task-refused", **facts)
             log.warning("task refused client=%s reason=%s", message.client_id, message.reason)
-            if open_ is not None and message.run == self._run and message.round_number == open_.round.number:
-                open_.round.drop(message.client_id, message.reason)
+            if open_ is not None and message.run == self._run:
+                standing, asked_in = (
+                    open_.round.standing,
+                    open_.round.since.get(message.client_id, open_.round.number),
+                )
+                if message.client_id in standing and message.round_number == asked_in:
+                    open_.round.drop(message.client_id, message.reason)
         elif isinstance(message, Cost) and message.run == self._run:
+            if self._costs.get(message.client_id, -1) >= message.round_number:
+                return  # Delivered twice.
+            self._costs[message.client_id] = message.round_number
             self._record(message.client_id, message.round_number, message.phases, None)
 
     def _announce(self, update: Update) -> None:
@@ -152,6 +215,8 @@ class Reception:
         open_ = self.open
         if open_ is None or update.run != self._run:
             return self._late(update)
+        if self._retry_s is not None or any(update == waiting for waiting, _ in self._unsettled):
+            return  # Its receipt follows, or it announces itself again.
         verdict = open_.round.announce(update.client_id, update.round_number, self._clock())
         if verdict == "accepted":
             open_.announced[update.client_id] = update
@@ -172,28 +237,47 @@ class Reception:
         if body is None:
             return
         try:
-            size, num_prunable = open_.upload_size
-            ends = self._layout.ends_of(num_prunable)
-            vector = codec.decode(body, size, num_prunable, self._masks_for(client_id), ends=ends)
+            vector = open_.restate(update, self._decoded(open_, client_id, body))
         except UnknownMask:
             open_.round.rejoin(client_id, self._clock())
             self._receipt(update, "unknown-mask")
             return
-        if open_.round.is_closed(self._clock()):
+        if open_.round.is_too_late(self._clock()):
             return self._late(update)
         # Folding may still refuse the values; only then is the client done.
-        open_.accumulator.fold(vector, open_.weigh(update.num_examples))
+        alone = self._alone(open_, update, vector, body)
+        self._fold(open_, update, vector, body)
         open_.round.complete(client_id, self._clock())
+        self._unsettled.append((update, alone))
+        self._show(open_)
+
+    def _decoded(self, open_: OpenRound, client_id: str, body: bytes) -> SparseVector:
+        size, num_prunable = open_.upload_size
+        ends = self._layout.ends_of(num_prunable)
+        return codec.decode(body, size, num_prunable, self._masks_for(client_id), ends=ends)
+
+    def _fold(self, open_: OpenRound, update: Update, vector: SparseVector, body: bytes) -> None:
+        """Make an update part of the round's mean."""
+        client_id = update.client_id
+        open_.accumulator.fold(vector, open_.weigh(update))
         self._client_masks[client_id] = vector.mask
-        open_.accepted[client_id] = digest
+        open_.accepted[client_id] = update.body.digest
         open_.losses.append((update.loss, update.num_examples))
-        open_.uploaded_bytes += len(body)
+        open_.stale += update.round_number < open_.round.number
+        open_.uploaded_bytes += update.body.size
         facts = codec.describe(body)
         open_.uploaded_bound_bytes += facts["bound_bytes"] + facts["tail_bytes"]
         open_.phases.extend(update.phases)
-        self._record(client_id, open_.round.number, update.phases, update.peak_rss_bytes)
-        self._receipt(update, "accepted")
-        self._show(open_)
+
+    def _alone(self, open_: OpenRound, update: Update, vector: SparseVector, body: bytes) -> bytes:
+        """The body as the ledger keeps it: neither a client's own mask nor old models are known after a restart."""
+        named = codec.describe(body)["mask"]
+        is_known = named is None or (self.mask is not None and named == self.mask.digest)
+        is_fresh = update.round_number == open_.round.number
+        if self._ledger is None or (is_known and is_fresh):
+            return body
+        num_prunable = open_.upload_size[1]
+        return codec.encode(vector, num_prunable, "f32", ends=self._layout.ends_of(num_prunable))
 
     def _masks_for(self, client_id: str) -> dict[str, Mask]:
         """What a body of this client may refer to; bounded, whatever masks it makes up."""
@@ -201,6 +285,10 @@ class Reception:
         return {mask.digest: mask for mask in masks if mask is not None}
 
     def _late(self, update: Update) -> None:
+        if self._ledger is not None and update.run == self._run and self._ledger.knows(update):
+            return self._receipt(update, "duplicate")
+        if self.open is not None:
+            self.open.late += 1
         self._folder.event("update-late", client=update.client_id, round=update.round_number)
         self._receipt(update, "late")
 
@@ -229,6 +317,8 @@ class Reception:
             if self.fleet.reject(client_id, self._quarantine_after):
                 log.error("quarantined client=%s reason=%s", client_id, error)
                 self._folder.event("quarantined", client=client_id, reason=str(error))
+                if self._ledger is not None:
+                    self._ledger.quarantine(client_id, str(error))
 
     def _receipt(
         self,

@@ -11,12 +11,15 @@ names; `energy_source` says what produced a figure, and an empty cell is "unknow
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import logging
+import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ from coordinator.experiment import Experiment, shown
 from protocol.config import dumps
 from protocol.durable import replace_file
 from protocol.messages import Phase
+
+log = logging.getLogger(__name__)
 
 CONFIG, ROUNDS, DEVICES, EVENTS, SUMMARY = (
     "config.toml",
@@ -65,6 +70,8 @@ class RoundRow:
     min_layer_density: float | None = None  # Of the tensor that lost most.
     union_density: float | None = None  # Of what travels down: above `density` where clients' masks differ.
     control_sum: float | None = None  # Largest entry of the clients' summed control variates; None: no such.
+    late: int = 0  # Updates that came after their round, and did not count.
+    stale: int = 0  # Updates that counted, begun in an earlier round (asynchronous mode).
     alarms: int = 0  # Broken invariants, each named in events.jsonl.
 
 
@@ -141,37 +148,76 @@ class Totals:
 class RunFolder:
     """Writes a run's files."""
 
-    def __init__(self, path: Path, experiment: Experiment, next_round: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        experiment: Experiment,
+        next_round: int | None = None,
+        accepted: Collection[str] = (),
+    ) -> None:
         """Make the folder, or continue in it with `next_round`.
 
-        What was written of that round is forgotten: it was under way when the run stopped, and is done again.
+        What was written of that round is forgotten, but for clients whose updates were `accepted` in it: it was
+        under way when the run stopped, and the others do it again.
         """
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         if next_round is not None:
-            for name in (ROUNDS, DEVICES):
-                _keep_before(path / name, next_round)
+            _keep_before(path / ROUNDS, next_round)
+            _keep_before(path / DEVICES, next_round, accepted)
         self.totals = Totals()
-        (path / CONFIG).write_text(dumps(shown(experiment)))
+        self.recorded: set[str] = set()  # Of `accepted`: whose lines are there.
+        self._columns: dict[Path, list[str]] = {}
+        self._waiting: dict[Path, str] = {}  # Lines that a full disk did not take.
+        replace_file(path / CONFIG, dumps(shown(experiment)).encode())
         for line in read_csv(path / DEVICES):
-            self.totals.add(_device_row(line))
+            row = _device_row(line)
+            self.totals.add(row)
+            if row.round_number == next_round:
+                self.recorded.add(row.client_id)
 
     def round(self, row: RoundRow) -> None:
         """Append to rounds.csv."""
-        _append(self.path / ROUNDS, [asdict(row)])
+        self._rows(self.path / ROUNDS, [asdict(row)])
 
     def devices(self, rows: Iterable[DeviceRow]) -> None:
         """Append to devices.csv, and count."""
         listed = list(rows)
         for row in listed:
             self.totals.add(row)
-        _append(self.path / DEVICES, [asdict(row) for row in listed])
+        self._rows(self.path / DEVICES, [asdict(row) for row in listed])
 
     def event(self, kind: str, **details: Any) -> None:
         """Append to events.jsonl; the wall clock is for people, nothing decides by it."""
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": kind, **details}
-        with (self.path / EVENTS).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self._append(self.path / EVENTS, json.dumps(line) + "\n")
+
+    def _rows(self, path: Path, rows: list[dict[str, Any]]) -> None:
+        """Append lines of a CSV file, in the columns that it was begun with."""
+        if not rows:
+            return
+        text = io.StringIO(newline="")
+        if path not in self._columns:
+            self._columns[path] = _header(path) or list(rows[0])
+            if not path.is_file():
+                csv.writer(text).writerow(self._columns[path])
+        csv.DictWriter(text, self._columns[path], extrasaction="ignore").writerows(rows)
+        self._append(path, text.getvalue())
+
+    def _append(self, path: Path, text: str) -> None:
+        """Append whole lines; where the disk is full they wait for the next call, and none is cut short."""
+        self._waiting[path] = self._waiting.get(path, "") + text
+        for each, waiting in list(self._waiting.items()):
+            size = each.stat().st_size if each.is_file() else 0
+            try:
+                with each.open("a", newline="") as file:
+                    file.write(waiting)
+            except OSError as error:
+                log.error("a line waits path=%s reason=%s", each, error)
+                with contextlib.suppress(OSError):
+                    os.truncate(each, size)
+                return
+            del self._waiting[each]
 
 
 def device_rows(
@@ -223,29 +269,30 @@ def _device_row(line: dict[str, str]) -> DeviceRow:
     )
 
 
-def _keep_before(path: Path, number: int) -> None:
-    """Remove lines of this round and later ones, and a last line that was cut short."""
-    if not path.is_file():
+def _keep_before(path: Path, number: int, clients: Collection[str] = ()) -> None:
+    """Remove lines of this round (but for these clients) and later ones, and a last line that was cut short."""
+    header = _header(path)
+    if header is None:
         return
     with path.open(newline="") as file:
-        header, *lines = list(csv.reader(file)) or [[]]
+        lines = list(csv.reader(file))[1:]
     place = header.index("round_number") if "round_number" in header else 0
-    kept = [line for line in lines if len(line) == len(header) and int(line[place]) < number]
-    text = io.StringIO()
-    csv.writer(text).writerows([header, *kept])
+    client = header.index("client_id") if "client_id" in header else None
+
+    def stays(line: list[str]) -> bool:
+        if len(line) != len(header):
+            return False
+        is_accepted = client is not None and int(line[place]) == number and line[client] in clients
+        return int(line[place]) < number or is_accepted
+
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([header, *filter(stays, lines)])
     replace_file(path, text.getvalue().encode())
 
 
-def _append(path: Path, rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        return
-    is_new = not path.is_file()
-    columns = list(rows[0])
-    if not is_new:
-        with path.open(newline="") as file:
-            columns = next(csv.reader(file), columns)  # Those that the file was begun with.
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
+def _header(path: Path) -> list[str] | None:
+    """The columns of a file that was begun."""
+    if not path.is_file():
+        return None
+    with path.open(newline="") as file:
+        return next(csv.reader(file), None)

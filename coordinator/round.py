@@ -47,6 +47,9 @@ class Round:
     quorum: int  # Updates that close the round; at most the size of the cohort.
     opened_s: float
     deadline_s: float  # Seconds after opening.
+    # Who is at work since an earlier round, and since which; its update counts in this one.
+    since: dict[str, int] = field(default_factory=dict)
+    is_asynchronous: bool = False  # What comes while the round is being closed still counts.
     standing: dict[str, Standing] = field(init=False)
     reasons: dict[str, str] = field(default_factory=dict)  # Why a client is out.
 
@@ -60,7 +63,8 @@ class Round:
 
     def announce(self, client_id: str, round_number: int, now_s: float) -> Verdict:
         """A client says that its update is ready. "accepted" means: fetch the body."""
-        if round_number != self.number or client_id not in self.standing or self.is_closed(now_s):
+        asked_in = self.since.get(client_id, self.number)
+        if round_number != asked_in or client_id not in self.standing or self.is_too_late(now_s):
             return "late"
         # QoS 1 delivers at least once, so the same announcement can come twice; the first counts.
         if self.standing[client_id] in (Standing.SENDING, Standing.DONE):
@@ -71,7 +75,7 @@ class Round:
 
     def complete(self, client_id: str, now_s: float) -> Verdict:
         """The body has arrived and is good. "accepted" means: fold it in."""
-        if self.is_closed(now_s):
+        if self.is_too_late(now_s):
             return "late"
         if self.standing[client_id] is Standing.DONE:
             return "duplicate"
@@ -99,6 +103,10 @@ class Round:
     def is_closed(self, now_s: float) -> bool:
         """Whether the round is over."""
         return self.is_settled or now_s >= self.opened_s + self.deadline_s
+
+    def is_too_late(self, now_s: float) -> bool:
+        """Whether an update does not count any more."""
+        return self.is_closed(now_s) and not self.is_asynchronous
 
     @property
     def is_settled(self) -> bool:

@@ -8,23 +8,29 @@ The loop is single-threaded and owns all state; time is read here and handed to 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import secrets
+import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from coordinator.aggregate import Accumulator
+from coordinator.asynchronous import restated
 from coordinator.cohort import choose
 from coordinator.commits import Commits
 from coordinator.evaluate import Evaluator, Scores
 from coordinator.experiment import Experiment
 from coordinator.journal import Checkpoint, save
+from coordinator.ledger import Ledger, Opened
 from coordinator.offers import Offers
-from coordinator.reception import OpenRound, Reception
+from coordinator.reception import RETRY_S, OpenRound, Reception
 from coordinator.report import IDLE, RoundRow, RunFolder
 from coordinator.robust import Robust
 from coordinator.round import Round, Standing
@@ -32,9 +38,10 @@ from coordinator.transfers import Downlink, Uplink
 from protocol.artifact import Manifest
 from protocol.errors import ConfigError
 from protocol.layout import Vector
-from protocol.messages import End, Hello, encode
+from protocol.messages import End, Hello, Task, Update, encode
 from protocol.method import CONTROL_SUM, TRAIN, Global, Turn
 from protocol.pruning import densities
+from protocol.sparse import SparseVector
 from protocol.topics import HELLO, Topics
 from protocol.transport import Transport
 
@@ -43,6 +50,10 @@ log = logging.getLogger(__name__)
 TICK_S = 0.02
 # After the last round clients still report what their last upload cost.
 FAREWELL_S = 1.0
+# Within this time clients are back after a restart: twice the longest pause between their attempts.
+RETURN_S = 30.0
+# Packets after which updates are made durable although more wait: one sync to disk serves many.
+SETTLE_EVERY = 32
 
 
 @dataclass(frozen=True)
@@ -72,17 +83,25 @@ class Coordinator:
         evaluator: Evaluator | None,
         show: Callable[[Progress], None] = lambda progress: None,
         clock: Callable[[], float] = time.monotonic,
+        ledger: Ledger | None = None,
     ) -> None:
-        """Put the artifact on offer and listen."""
+        """Put the artifact on offer and listen. Without a ledger, a round under way dies with the process."""
         self._experiment, self._run, self._manifest = experiment, run, manifest
         self._transport, self._folder = transport, folder
-        self._evaluator, self._show, self._clock = evaluator, show, clock
+        self._evaluator, self._show, self._clock, self._ledger = evaluator, show, clock, ledger
+        self._before: Opened | None = None  # The round that was under way before a restart.
+        self._busy: dict[str, Task] = {}  # Who goes on with an earlier round's task (asynchronous.py),
+        self._arriving: dict[str, Update] = {}  # and whose update is already on its way.
+        self._statistics: dict[
+            int, Vector
+        ] = {}  # Round -> running statistics of its model, while they are needed.
         self._method = experiment.build_method()
         self._topics = Topics(experiment.broker.fleet)
         self._down = Downlink(transport, self._topics)
         self._up = Uplink(transport, self._topics)
         offered = self._down.offer(manifest.raw)
-        self._offers = Offers(experiment, run, manifest, offered, initial, self._method, self._down)
+        instance = ledger.instance if ledger is not None else secrets.token_hex(8)
+        self._offers = Offers(experiment, run, manifest, offered, initial, self._method, self._down, instance)
         for name in manifest.files:
             self._down.offer((artifact / name).read_bytes())
         self._reception = Reception(
@@ -96,6 +115,7 @@ class Coordinator:
             experiment.aggregation.quarantine_after,
             clock,
             lambda open_: show(self._progress(open_)),
+            ledger,
         )
         self._connections = transport.connections
         self._hello = Hello(online=True, session=1)
@@ -115,18 +135,16 @@ class Coordinator:
         self._commits = Commits(self._folder.path, start.averaged if start else {})
         first = start.next_round if start else self._method.first_round
         elapsed_s = start.duration_s if start else 0.0
-        if first <= self._experiment.rounds:
+        self._before = self._ledger.opened() if self._ledger is not None else None
+        if first <= self._experiment.rounds and self._before is None:
             self._wait_for_clients()
+        if start is None:
+            self._durably(lambda: self._checkpoint(first, current, elapsed_s))
         for number in range(first, self._experiment.rounds + 1):
             opened_s = self._clock()
             current = self._one_round(number, current)
             elapsed_s += self._clock() - opened_s
-            save(
-                self._folder.path,
-                Checkpoint(
-                    self._run, self._manifest.digest, number + 1, current, elapsed_s, self._commits.last
-                ),
-            )
+            self._durably(partial(self._checkpoint, number + 1, current, elapsed_s))
             self._commits.tidy()
         for client_id in list(self._reception.fleet.present):
             self._reception.send(client_id, End(self._run))
@@ -134,6 +152,24 @@ class Coordinator:
         self._folder.event("run-ended", rounds=self._experiment.rounds)
         self._transport.publish(self._topics.of(HELLO), encode(Hello(online=False, session=1)), retain=True)
         return self._method.model(current, self._manifest.layout)
+
+    def _checkpoint(self, next_round: int, current: Global, elapsed_s: float) -> None:
+        commits = self._commits.last
+        save(
+            self._folder.path,
+            Checkpoint(self._run, self._manifest.digest, next_round, current, elapsed_s, commits),
+        )
+
+    def _durably(self, write: Callable[[], None]) -> None:
+        """Write, again and again until the disk takes it: a full one pauses the run and loses nothing."""
+        for attempt in itertools.count():
+            try:
+                return write()
+            except (OSError, sqlite3.Error) as error:
+                if attempt == 0:
+                    log.error("paused reason=the run folder cannot be written: %s", error)
+                    self._folder.event("paused", reason=str(error))
+            self._pump(lambda: False, RETRY_S)
 
     def _wait_for_clients(self) -> None:
         cohort = self._experiment.cohort
@@ -153,13 +189,22 @@ class Coordinator:
         population = self._experiment.cohort.clients
         turn = Turn(number, self._method.stage(number), self._experiment.seed, training, population)
         opened_s = self._clock()
-        trusted = self._reception.fleet.trusted
-        asked = self._experiment.cohort.per_round or len(trusted)
-        cohort = choose(trusted, asked, self._experiment.seed, number)
+        is_asynchronous = bool(self._experiment.asynchronous.buffer) and turn.stage == TRAIN
+        if is_asynchronous:
+            self._statistics[number] = current.weights[layout.num_trainable :]
+            self._statistics.pop(number - self._experiment.asynchronous.max_staleness - 1, None)
+        busy = self._busy if is_asynchronous else {}
+        before = self._before if self._before is not None and self._before.number == number else None
+        cohort = self._choose(number, busy) if before is None else before.cohort
         quorum = max(1, math.ceil(self._experiment.cohort.quorum * len(cohort)))
+        if is_asynchronous:
+            quorum = min(self._experiment.asynchronous.buffer, len(cohort))
         deadline_s = self._experiment.cohort.deadline_s
         round_ = Round(number, turn.stage, tuple(cohort), quorum, opened_s, deadline_s)
-        tasks = self._offers.tasks(turn, cohort, current, self._commits)
+        round_.is_asynchronous = is_asynchronous
+        round_.since.update((client_id, task.round_number) for client_id, task in busy.items())
+        fresh = [client_id for client_id in cohort if client_id not in busy]
+        tasks = {**busy, **self._offers.tasks(turn, fresh, current, self._commits)}
         self._reception.mask = current.mask
         upload_size = self._method.upload_size(turn, layout)
         open_ = OpenRound(
@@ -167,20 +212,67 @@ class Coordinator:
             tasks.__getitem__,
             self._accumulator(upload_size[0]),
             upload_size,
-            lambda num_examples: self._method.weight(turn, num_examples),
+            partial(self._weight, turn, is_asynchronous),
+            partial(self._restate, number),
         )
+        for client_id, update in self._arriving.items():
+            if client_id in busy:
+                round_.announce(client_id, update.round_number, opened_s)
+                open_.announced[client_id] = update
         received_before = self._folder.totals.download_bytes
         self._folder.event("round-opened", round=number, stage=turn.stage, cohort=cohort, quorum=quorum)
         self._reception.open = open_
+        if self._ledger is not None:
+            if before is not None:
+                self._reception.restore(self._ledger.accepted(number), self._folder.recorded)
+            else:
+                self._durably(partial(self._ledger.open, number, cohort, self._reception.fleet.trusted))
         self._reception.repeat_task()
-        self._pump(lambda: round_.is_closed(self._clock()), math.inf)
+        self._pump(lambda: round_.is_closed(self._clock()) and self._reception.is_settled, math.inf)
+        self._busy = self._still_busy(open_, tasks) if is_asynchronous else {}
+        self._arriving = {
+            client_id: update for client_id, update in open_.announced.items() if client_id in self._busy
+        }
         next_global, alarms = self._close(open_, turn, current)
-        self._offers.withdraw(tasks)
+        self._offers.withdraw(tasks.values(), self._busy.values())
         scores = self._evaluate(number, next_global)
         row = self._row(open_, next_global, scores, received_before, alarms)
         self._folder.round(row)
         self._show(self._progress(open_, row))
         return next_global
+
+    def _weight(self, turn: Turn, is_asynchronous: bool, update: Update) -> int:
+        weight = self._method.weight(turn, update.num_examples)
+        if not is_asynchronous:
+            return weight
+        return self._experiment.asynchronous.weight(weight, turn.number - update.round_number)
+
+    def _restate(self, number: int, update: Update, vector: SparseVector) -> SparseVector:
+        if update.round_number == number:
+            return vector
+        return restated(vector, self._statistics[update.round_number], self._statistics[number])
+
+    def _still_busy(self, open_: OpenRound, tasks: dict[str, Task]) -> dict[str, Task]:
+        """Return who goes on with what it was asked for: it will not be too stale in the next round."""
+        round_, oldest = open_.round, open_.round.number + 1 - self._experiment.asynchronous.max_staleness
+        working = [*round_.of(Standing.ASKED), *round_.of(Standing.SENDING)]
+        return {
+            client_id: tasks[client_id] for client_id in working if tasks[client_id].round_number >= oldest
+        }
+
+    def _choose(self, number: int, busy: Collection[str]) -> list[str]:
+        """Return the cohort, once there is somebody; after a restart all who were there get time to return."""
+        fleet = self._reception.fleet
+        if self._before is not None:
+            expected, self._before = set(self._before.present), None
+            self._pump(lambda: expected.issubset(fleet.present), RETURN_S)
+        if not fleet.trusted and not busy:
+            log.warning("no client is there round=%d: waiting", number)
+            self._folder.event("waiting", round=number)
+            self._pump(lambda: bool(fleet.trusted), math.inf)
+        idle = [client_id for client_id in fleet.trusted if client_id not in busy]
+        asked = max(0, (self._experiment.cohort.per_round or len(fleet.trusted)) - len(busy))
+        return sorted([*busy, *choose(idle, asked, self._experiment.seed, number)])
 
     def _accumulator(self, size: int) -> Accumulator | Robust:
         config = self._experiment.aggregation
@@ -191,8 +283,10 @@ class Coordinator:
     def _close(self, open_: OpenRound, turn: Turn, current: Global) -> tuple[Global, int]:
         """End a round; return the next state and the number of alarms. Without updates all stays as it was."""
         round_, now_s = open_.round, self._clock()
-        self._up.forget()
+        self._up.forget_others(self._busy)
         for client_id in [*round_.of(Standing.ASKED), *round_.of(Standing.SENDING)]:
+            if client_id in self._busy:
+                continue
             standing = round_.standing[client_id].value
             self._folder.event("client-missing", round=round_.number, client=client_id, standing=standing)
         num_updates = open_.accumulator.num_updates
@@ -261,6 +355,8 @@ class Coordinator:
             updates=open_.accumulator.num_updates,
             dropouts=len(round_.of(Standing.OUT)),
             stragglers=len(round_.of(Standing.ASKED)) + len(round_.of(Standing.SENDING)),
+            late=open_.late,
+            stale=open_.stale,
             rejected=open_.rejected,
             upload_bytes=open_.uploaded_bytes,
             upload_bound_bytes=round(open_.uploaded_bound_bytes),
@@ -277,7 +373,7 @@ class Coordinator:
 
     def _pump(self, is_done: Callable[[], bool], timeout_s: float) -> None:
         """Handle packets until something holds, or for so long."""
-        until_s = self._clock() + timeout_s
+        until_s, burst = self._clock() + timeout_s, 0
         while not is_done() and self._clock() < until_s:
             packet = self._transport.receive(TICK_S)
             if self._transport.connections != self._connections:
@@ -286,6 +382,9 @@ class Coordinator:
                 self._reception.repeat_task()
             if packet is not None:
                 self._reception.handle(packet)
+            burst = burst + 1 if packet is not None else 0
+            if burst % SETTLE_EVERY == 0:
+                self._reception.settle()
             now_s = self._clock()
             self._down.tick(now_s)
             self._up.tick(now_s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from protocol.blobs import RESEND_S, Assembly, BlobStore, Publisher
 from protocol.messages import BlobRef, Want, encode
@@ -67,12 +67,16 @@ class Uplink:
         self._assemblies: dict[str, Assembly] = {}
 
     def begin(self, client_id: str, ref: BlobRef, max_bytes: int) -> None:
-        """Fetch a client's body; an unfinished earlier one is forgotten.
+        """Fetch a client's body; what is there of the same one is not fetched again, another is forgotten.
 
         Raises:
             LimitExceeded: it is announced larger than `max_bytes`.
         """
-        self._assemblies[client_id] = Assembly(ref, max_bytes)
+        begun = self._assemblies.get(client_id)
+        if begun is not None and begun.ref == ref:
+            begun.ask_again()
+        else:
+            self._assemblies[client_id] = Assembly(ref, max_bytes)
 
     def chunk(self, client_id: str, digest: str, payload: bytes) -> bytes | None:
         """Take in a chunk. Return the body when it is complete.
@@ -91,12 +95,13 @@ class Uplink:
         finally:
             del self._assemblies[client_id]
 
-    def forget(self, client_id: str | None = None) -> None:
-        """Stop fetching from a client, or from all."""
-        if client_id is None:
-            self._assemblies.clear()
-        else:
-            self._assemblies.pop(client_id, None)
+    def forget(self, client_id: str) -> None:
+        """Stop fetching from a client."""
+        self._assemblies.pop(client_id, None)
+
+    def forget_others(self, client_ids: Collection[str]) -> None:
+        """Stop fetching from all but these."""
+        self._assemblies = {client: one for client, one in self._assemblies.items() if client in client_ids}
 
     def tick(self, now_s: float) -> None:
         """Ask for what is missing."""

@@ -16,8 +16,10 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy.typing as npt
 
 from device_profiles.memory import available_bytes, peak_rss_bytes
 from edge_client import break_even
@@ -26,6 +28,7 @@ from edge_client.energy.meter import IDLE, Meter
 from edge_client.energy.power_mode import power_mode
 from edge_client.link import Link, Superseded
 from edge_client.memory import afford, plan
+from edge_client.outbox import Outbox, Parcel
 from edge_client.runtime import (
     COMPRESSED,
     FULL,
@@ -40,6 +43,7 @@ from edge_client.session import Trainer
 from edge_client.spool import Spool
 from protocol import codec, commit
 from protocol.artifact import MANIFEST, MSE, Manifest, check, parse
+from protocol.blobs import ref_of
 from protocol.errors import DigestMismatch, ProtocolError, TransportError, UserError
 from protocol.examples import Examples, load
 from protocol.layout import Layout
@@ -93,7 +97,9 @@ class Daemon:
         self._runtime: tuple[tuple[str, str], Runtime] | None = None  # Artifact and graph; the runtime.
         self._fixed: dict[str, Mask] = {}  # The run's fixed mask, under the digest of its body and its own.
         self._masks: dict[str, Mask] = {}  # And the last round's: what bodies may refer to.
-        self._delivered: tuple[Task, Update] | None = None  # What the coordinator has accepted last.
+        self._outbox = Outbox(Path(config.state), spool)
+        self._last: Parcel | None = None  # The update that was made last,
+        self._is_begun = False  # by this process or, until its first task, by the one before it.
         self._known_upstream: set[str] = set()  # Masks that the coordinator has seen in full.
 
     def run(self) -> None:
@@ -140,11 +146,13 @@ class Daemon:
     def _serve(self, task: Task) -> None:
         """Do one task, whatever happens."""
         try:
-            if self._delivered is not None and _essence(self._delivered[0]) == _essence(task):
-                self._deliver(task, self._delivered[1])  # The coordinator was restarted and asks again.
-                return
-            self._delivered = None
-            self._deliver(task, self._work(task))
+            if not self._is_begun:
+                self._last, self._is_begun = self._outbox.last(), True
+            # A task that was done already: this client or the coordinator was restarted meanwhile.
+            if self._last is None or _essence(self._last.task) != _essence(task):
+                self._last = None
+                self._last = self._work(task)
+            self._deliver(self._last)
         except Superseded:
             log.info("task dropped for a newer one round=%d", task.round_number)
         except (UserError, ProtocolError, MemoryError, OSError, ValueError) as error:
@@ -156,8 +164,8 @@ class Daemon:
         finally:
             self._meter.take()
 
-    def _work(self, task: Task) -> Update:
-        """Receive, decode, train, encode; return the update, with its body on offer."""
+    def _work(self, task: Task) -> Parcel:
+        """Receive, decode, train, encode; return the update, durable."""
         method, turn = build(task.method, task.settings), _turn(task)
         memory = self._spool.memory(_memory_name(task))
         saved = self._saved(method)
@@ -183,13 +191,15 @@ class Daemon:
             uploaded = method.client(turn, received, trainer, memory)
             if math.isnan(trainer.loss):  # No local epoch: it only looked for a mask.
                 span.name = "prune"
-        self._spool.keep(_memory_name(task), memory)
         if self._observe is not None and trainer.local is not None:
             self._observe(self._config.client_id, trainer.local, uploaded)
         with self._meter.phase("encode"):
             known = {*self._fixed, *self._known_upstream}
             base = received["weights"].mask if "weights" in received else None
-            ref = self._link.offer(self._encode(task, method, uploaded, manifest, known, base))
+            body = self._encode(task, method, uploaded, manifest, known, base)
+            names = codec.describe(body)["mask"]
+            is_plain = names is None or names in self._fixed
+            plain = b"" if is_plain else self._encode(task, method, uploaded, manifest, known=set())
             self._remember(base)
         log.info(
             "trained round=%d stage=%s steps=%d loss=%.4f",
@@ -198,33 +208,49 @@ class Daemon:
             trainer.num_steps,
             trainer.loss,
         )
-        self._uploaded = uploaded
-        return Update(
+        update = Update(
             client_id=self._config.client_id,
             session=self._session,
             run=task.run,
             round_number=task.round_number,
             stage=task.stage,
             num_examples=self._num_examples,
-            body=ref,
+            body=ref_of(body),
             loss=trainer.loss,
             num_steps=trainer.num_steps,
             phases=self._meter.take(),
             peak_rss_bytes=peak_rss_bytes(),
             committed=commit.committed(memory),
         )
+        parcel = Parcel(task, update, body, plain, uploaded.mask.digest)
+        self._keep(parcel, memory)
+        return parcel
 
-    def _deliver(self, task: Task, update: Update) -> None:
+    def _keep(self, parcel: Parcel, memory: dict[str, npt.NDArray[Any]]) -> None:
+        """Make the update durable. One that leaves nothing behind on the device may do without.
+
+        Raises:
+            OSError: the disk is full, and the method's memory must not fall behind.
+        """
+        name = _memory_name(parcel.task)
+        try:
+            self._outbox.keep(parcel, name, memory)
+        except OSError as error:
+            if memory:
+                raise
+            log.warning("the update is kept in memory only reason=%s", error)
+
+    def _deliver(self, parcel: Parcel) -> None:
         """Announce the update and serve its chunks until the coordinator's receipt."""
+        update, task = parcel.update, parcel.task
         with self._meter.phase("upload") as span:
             wire = self._link.transport
             before = wire.received_bytes, wire.sent_bytes
+            self._link.offer(parcel.body)
             receipt = self._link.deliver(update)
-            if receipt.verdict == "unknown-mask":
+            if receipt.verdict == "unknown-mask" and parcel.plain:
                 self._known_upstream.clear()
-                method, manifest = build(task.method, task.settings), self._manifest(task)
-                body = self._encode(task, method, self._uploaded, manifest, known=set())
-                update = msgspec.structs.replace(update, body=self._link.offer(body))
+                update = msgspec.structs.replace(update, body=self._link.offer(parcel.plain))
                 receipt = self._link.deliver(update)
             span.received_bytes, span.sent_bytes = (
                 wire.received_bytes - before[0],
@@ -232,8 +258,7 @@ class Daemon:
             )
         log.info("receipt round=%d verdict=%s %s", task.round_number, receipt.verdict, receipt.reason)
         if receipt.verdict in ("accepted", "duplicate"):
-            self._delivered = task, update
-            self._known_upstream.add(self._uploaded.mask.digest)
+            self._known_upstream.add(parcel.mask)
             phases = self._meter.take()
             self._link.say(Cost(self._config.client_id, task.run, task.round_number, phases))
 
@@ -370,5 +395,5 @@ def _memory_name(task: Task) -> str:
     Not to the run's name alone: a second run of that name would find the mask of the first.
     """
     settings = sorted(task.settings.items())
-    text = repr((task.artifact.digest, task.method, settings, task.seed))
+    text = repr((task.instance, task.artifact.digest, task.method, settings, task.seed))
     return f"{task.run}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -18,6 +18,8 @@ from protocol.artifact import MANIFEST, Manifest, parse
 from protocol.durable import replace_file
 from protocol.errors import DataError
 
+MEMORIES = 4  # Of as many runs is kept what a method remembers.
+
 
 class Spool:
     """The client's state folder."""
@@ -65,6 +67,9 @@ class Spool:
             buffer = io.BytesIO()
             np.savez(buffer, **memory)  # type: ignore[arg-type]
             replace_file(self._memory_path(name), buffer.getvalue())
+            others = sorted(self._folder.glob("memory-*.npz"), key=lambda path: path.stat().st_mtime_ns)
+            for path in others[:-MEMORIES]:
+                path.unlink()
 
     def artifact_folder(self, digest: str) -> Path:
         """Where the files of an artifact are kept."""

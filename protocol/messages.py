@@ -111,6 +111,7 @@ class Task(Message, frozen=True, tag="task"):
     averaged: Count | None = None  # The last round whose mean has an update of this client.
     initial: Seeded | None = None
     seeded: list[Name] = []  # Bodies that are the initial model: drawn, not fetched.
+    instance: Text = ""  # Tells runs of one name apart; what a client remembers of another does not count.
 
 
 class Want(Message, frozen=True, tag="want"):

@@ -164,6 +164,11 @@ class Method(msgspec.Struct, frozen=True):
         return False
 
     @property
+    def tolerates_staleness(self) -> bool:
+        """Whether an upload of the training stage is a change that later versions of the model can take."""
+        return False
+
+    @property
     def prunes_activations(self) -> bool:
         """Whether local steps prune saved activations: clients then run the graph that can."""
         return False

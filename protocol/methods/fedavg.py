@@ -22,6 +22,11 @@ class FedAvg(Method, frozen=True):
         """All weights, always."""
         return True
 
+    @property
+    def tolerates_staleness(self) -> bool:
+        """Uploads are changes."""
+        return True
+
     # Client half
 
     def client(

@@ -82,6 +82,11 @@ class FedPaI(Method, frozen=True):
             bodies["initial"] = SparseVector(Mask.full(initial.size), initial)
         return bodies
 
+    @property
+    def tolerates_staleness(self) -> bool:
+        """With one mask, uploads are changes within it."""
+        return self.masks == "shared"
+
     # Client half
 
     def inputs(self, turn: Turn, memory: Memory) -> tuple[str, ...]:

@@ -30,6 +30,11 @@ class GradientTopK(Method, frozen=True):
     density: Annotated[float, msgspec.Meta(gt=0, le=1)]
     scope: Scope = "global"
 
+    @property
+    def tolerates_staleness(self) -> bool:
+        """Uploads are changes."""
+        return True
+
     # Client half
 
     def client(
