@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(wildcard edge_client/kernels/*.cpp edge_client/kernels/*.h edge_client/kernels/isa/*)
 
-.PHONY: demo test check bench clean help
+.PHONY: demo test check bench faults soak fuzz clean help
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
@@ -32,6 +32,18 @@ check: $(INSTALLED) ## Format, lint, types, C++ warnings as errors, the quick te
 
 bench: $(INSTALLED) ## Measure training steps, layers and memory of this machine into runs/bench; many minutes
 	$(BIN)/sparsefleet bench --out runs/bench
+
+faults: $(INSTALLED) ## Inject every fault, with all trials, and write docs/faults.md; an hour and the soak's length
+	tools/install-test-tools
+	rm -f runs/faults.jsonl; mkdir -p runs
+	-SPARSEFLEET_FAULTS=$(CURDIR)/runs/faults.jsonl $(BIN)/python -m pytest
+	$(BIN)/python -m tests.faults.matrix runs/faults.jsonl
+
+soak: $(INSTALLED) ## Twenty clients and a random fault every ten seconds for SPARSEFLEET_SOAK_S (two hours)
+	SPARSEFLEET_SOAK_S=$${SPARSEFLEET_SOAK_S:-7200} $(BIN)/python -m pytest tests/faults/test_soak.py -s
+
+fuzz: $(INSTALLED) ## Feed every decoder with rubbish for SPARSEFLEET_FUZZ_S (30 minutes)
+	SPARSEFLEET_FUZZ_S=$${SPARSEFLEET_FUZZ_S:-1800} $(BIN)/python -m pytest tests/fuzz
 
 clean: ## Remove everything that was built
 	rm -rf build $(VENV) edge_client/kernels/libsparsefleet_ops.*

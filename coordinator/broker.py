@@ -171,7 +171,9 @@ class _Broker(Broker):  # type: ignore[misc]
         try:
             await self._client_connected(listener_name, _Reader(reader), StreamWriterAdapter(writer))
         except asyncio.CancelledError:
-            writer.close()  # The broker stops. Left to asyncio, this would be logged as an error.
+            pass  # The broker stops. Left to asyncio, this would be logged as an error.
+        finally:
+            writer.close()  # aMQTT forgets those that end before they are connected: a file descriptor each.
 
     async def _initialize_client_session(
         self, reader: ReaderAdapter, writer: WriterAdapter, *address: Any
@@ -186,6 +188,8 @@ class _Broker(Broker):  # type: ignore[misc]
         except asyncio.TimeoutError as error:
             await writer.close()
             raise BrokerError(f"no CONNECT within {CONNECT_S} s") from error
+        except (ValueError, LookupError) as error:  # aMQTT would not count the connection as ended.
+            raise BrokerError(f"no CONNECT: {error}") from error
         finally:
             self._silent.discard(task)
 

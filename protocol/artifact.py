@@ -138,7 +138,7 @@ def parse(raw: bytes) -> Manifest:
             raw=raw,
             origin_size=int(fields.get("origin_size", 0)),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise ArtifactError(f"the artifact's manifest is damaged: {error!r}") from error
 
 

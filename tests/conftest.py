@@ -22,6 +22,8 @@ import pytest
 
 from protocol.config import dumps
 
+pytest_plugins = ["tests.faults.record"]
+
 FLEET = "lab"
 USERS = {"coordinator": "rotanidrooc", "device": "ecived"}
 

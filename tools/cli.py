@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sparsefleet {_version()}")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log what happens; -vv logs more")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_lab, _demo, _export, _data, _run, _client, _energy, _bench, _doctor):
+    for add in (_lab, _demo, _export, _data, _run, _client, _energy, _bench, _doctor, _chaos):
         add(commands)
     return parser
 
@@ -328,6 +328,14 @@ def _bench(commands: Subparsers) -> None:  # type: ignore[valid-type]
     example = "sparsefleet bench step --model resnet18 --batch 16 --density 0.02"
     text = "Measure this machine: training steps beside other engines, layers beside the roofline, memory."
     configure(_command(commands, "bench", text, example))
+
+
+def _chaos(commands: Subparsers) -> None:  # type: ignore[valid-type]
+    from tools.chaos.command import configure
+
+    example = "sparsefleet chaos --listen 127.0.0.1:1884 --broker 127.0.0.1:1883 --fault lose=0.05 --fault cut=10@30/60"
+    text = "Inject faults between clients and broker, and into processes, to see a fleet survive them."
+    configure(_command(commands, "chaos", text, example))
 
 
 def _version() -> str:

@@ -1,11 +1,13 @@
 """The embedded broker: quick to start, closed to strangers, and gone without a trace."""
 
 import asyncio
+import gc
 import logging
 import socket
 import threading
 import time
 
+import psutil
 import pytest
 
 from coordinator import broker as broker_module
@@ -229,3 +231,21 @@ def test_subscriptions_may_change_while_a_packet_is_delivered():
     for topic in subscriptions:
         subscriptions[topic + "/newer"] = []
     assert len(subscriptions) == 8
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"\x10\xff\xff\xff\x7f", b"\x10\x05abcde", b"\x10\x04\x00\xffMQ"])
+def test_strangers_who_leave_before_they_are_connected_leave_no_file_open(rubbish):
+    # Not by the garbage collector's grace, which may come after the last file descriptor.
+    with EmbeddedBroker(users=USERS, fleet="lab") as broker:
+        gc.disable()
+        try:
+            before = psutil.Process().num_fds()
+            for _ in range(10):
+                with socket.create_connection(("127.0.0.1", broker.port)) as stranger:
+                    stranger.sendall(rubbish)
+            end_s = time.monotonic() + 5
+            while psutil.Process().num_fds() > before:
+                assert time.monotonic() < end_s, "the broker keeps connections that have ended"
+                time.sleep(0.02)
+        finally:
+            gc.enable()

@@ -1,0 +1,1 @@
+"""Faults on purpose: a proxy between clients and broker, and signals to processes (docs/chaos.md)."""
