@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from coordinator.admission import Admission
 from coordinator.aggregate import Accumulator
 from coordinator.cohort import choose
 from coordinator.commits import Commits
@@ -32,7 +33,7 @@ from coordinator.transfers import Downlink, Uplink
 from protocol.artifact import Manifest
 from protocol.errors import ConfigError
 from protocol.layout import Vector
-from protocol.messages import End, Hello, encode
+from protocol.messages import End
 from protocol.method import CONTROL_SUM, TRAIN, Global, Turn
 from protocol.pruning import densities
 from protocol.topics import HELLO, Topics
@@ -72,8 +73,9 @@ class Coordinator:
         evaluator: Evaluator | None,
         show: Callable[[Progress], None] = lambda progress: None,
         clock: Callable[[], float] = time.monotonic,
+        admission: Admission | None = None,
     ) -> None:
-        """Put the artifact on offer and listen."""
+        """Put the artifact on offer and listen. Without `admission` everybody is let in."""
         self._experiment, self._run, self._manifest = experiment, run, manifest
         self._transport, self._folder = transport, folder
         self._evaluator, self._show, self._clock = evaluator, show, clock
@@ -85,6 +87,7 @@ class Coordinator:
         self._offers = Offers(experiment, run, manifest, offered, initial, self._method, self._down)
         for name in manifest.files:
             self._down.offer((artifact / name).read_bytes())
+        self._admission = admission or Admission.open_house()
         self._reception = Reception(
             run,
             transport,
@@ -96,12 +99,12 @@ class Coordinator:
             experiment.aggregation.quarantine_after,
             clock,
             lambda open_: show(self._progress(open_)),
+            self._admission,
         )
         self._connections = transport.connections
-        self._hello = Hello(online=True, session=1)
         for topic_filter in self._topics.coordinator_filters():
             transport.subscribe(topic_filter)
-        transport.publish(self._topics.of(HELLO), encode(self._hello), retain=True)
+        transport.publish(self._topics.of(HELLO), self._admission.hello(online=True), retain=True)
 
     # The run
 
@@ -132,7 +135,7 @@ class Coordinator:
             self._reception.send(client_id, End(self._run))
         self._pump(lambda: False, FAREWELL_S)
         self._folder.event("run-ended", rounds=self._experiment.rounds)
-        self._transport.publish(self._topics.of(HELLO), encode(Hello(online=False, session=1)), retain=True)
+        self._transport.publish(self._topics.of(HELLO), self._admission.hello(online=False), retain=True)
         return self._method.model(current, self._manifest.layout)
 
     def _wait_for_clients(self) -> None:
@@ -153,6 +156,7 @@ class Coordinator:
         population = self._experiment.cohort.clients
         turn = Turn(number, self._method.stage(number), self._experiment.seed, training, population)
         opened_s = self._clock()
+        self._admission.sync()
         trusted = self._reception.fleet.trusted
         asked = self._experiment.cohort.per_round or len(trusted)
         cohort = choose(trusted, asked, self._experiment.seed, number)
@@ -282,10 +286,13 @@ class Coordinator:
             packet = self._transport.receive(TICK_S)
             if self._transport.connections != self._connections:
                 self._connections = self._transport.connections
-                self._transport.publish(self._topics.of(HELLO), encode(self._hello), retain=True)
+                self._transport.publish(
+                    self._topics.of(HELLO), self._admission.hello(online=True), retain=True
+                )
                 self._reception.repeat_task()
             if packet is not None:
                 self._reception.handle(packet)
+            self._reception.review()
             now_s = self._clock()
             self._down.tick(now_s)
             self._up.tick(now_s)
