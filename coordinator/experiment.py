@@ -67,6 +67,17 @@ class BrokerConfig(msgspec.Struct, forbid_unknown_fields=True):
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 1883  # 0 takes any free port.
 
 
+class SecurityConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """Who is let in (docs/security.md)."""
+
+    # Devices that do not sign, or sign with a key that is not on the list. "auto": allowed where the broker is
+    # on the loopback interface.
+    unsigned: Literal["auto", "allow", "refuse"] = "auto"
+    # Folder of the coordinator's key and its list of devices. Empty: environment variable SPARSEFLEET_HOME, or
+    # ~/.config/sparsefleet; where unsigned devices are allowed, the run's own folder.
+    home: str = ""
+
+
 class EvaluationConfig(msgspec.Struct, forbid_unknown_fields=True):
     """Central evaluation."""
 
@@ -107,6 +118,7 @@ class Experiment(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     asynchronous: AsynchronousConfig = msgspec.field(default_factory=AsynchronousConfig)
     wire: WireConfig = msgspec.field(default_factory=WireConfig)
     broker: BrokerConfig = msgspec.field(default_factory=BrokerConfig)
+    security: SecurityConfig = msgspec.field(default_factory=SecurityConfig)
     evaluation: EvaluationConfig = msgspec.field(default_factory=EvaluationConfig)
 
     def build_method(self) -> Method:

@@ -46,9 +46,10 @@ class Fleet:
         return before is None or before.session != message.session
 
     def leave(self, message: Leave) -> bool:
-        """Forget a client. A will that comes after the client's next start is stale and ignored."""
+        """Forget a client. A will that comes after the client's next start or connection is stale."""
         before = self.present.get(message.client_id)
-        if before is None or message.session != before.session:
+        of = (message.session, message.connection)
+        if before is None or of != (before.session, before.connection):
             return False
         del self.present[message.client_id]
         log.info("client left client=%s session=%d", message.client_id, message.session)

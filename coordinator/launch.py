@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator import final_model, journal
+from coordinator.admission import HOME_VARIABLE, Admission, default_home
 from coordinator.broker import COORDINATOR_USER, EmbeddedBroker
 from coordinator.evaluate import Evaluator
 from coordinator.experiment import BrokerConfig, Experiment
@@ -24,14 +25,16 @@ from coordinator.service import Coordinator, Progress
 from device_profiles.memory import peak_rss_bytes
 from protocol import artifact as artifacts
 from protocol import mqtt
+from protocol.broker_url import is_loopback, is_loopback_host
 from protocol.errors import ConfigError
 from protocol.examples import load
-from protocol.messages import Hello, encode
 from protocol.topics import HELLO, Topics
 from protocol.transport import Transport, Will
 
 DEVICE_USER = "device"
 PASSWORD_VARIABLE = "SPARSEFLEET_PASSWORD"  # noqa: S105  The variable's name is no secret.
+
+IDENTITY = "identity"  # In a run folder: what belongs to the run only.
 
 
 def launch(
@@ -65,15 +68,26 @@ def launch(
         )
     run = start.run if start else out.name
     with ExitStack() as stack:
-        transport = _connect(experiment, stack, ready)
         out.mkdir(parents=True, exist_ok=True)
         ledger = stack.enter_context(closing(Ledger(out)))
+        admission = stack.enter_context(closing(_admission(experiment, out)))
+        transport = _connect(experiment, stack, ready, admission)
         accepted = ledger.accepted_clients(start.next_round) if start else set()
         folder = RunFolder(out, experiment, start.next_round if start else None, accepted)
         folder.event("run-resumed" if start else "run-started", run=run, artifact=manifest.digest)
         evaluator = Evaluator(manifest, artifact, test.x, test.y, experiment.evaluation.threads)
         coordinator = Coordinator(
-            experiment, run, manifest, artifact, initial, transport, folder, evaluator, show, ledger=ledger
+            experiment,
+            run,
+            manifest,
+            artifact,
+            initial,
+            transport,
+            folder,
+            evaluator,
+            show,
+            admission=admission,
+            ledger=ledger,
         )
         final = coordinator.run(start)
     model, _ = final_model.write(out, manifest, artifact, final.weights)
@@ -84,11 +98,25 @@ def launch(
     return summary
 
 
-def _connect(experiment: Experiment, stack: ExitStack, ready: Callable[[str, str], None]) -> Transport:
+def _admission(experiment: Experiment, out: Path) -> Admission:
+    """Open the door: to everybody only where nobody but this machine can knock, or where it is said."""
+    security, broker = experiment.security, experiment.broker
+    is_open = security.unsigned == "allow"
+    if security.unsigned == "auto":
+        is_open = is_loopback(broker.url) if broker.url else is_loopback_host(broker.bind)
+    home = Path(security.home) if security.home else None
+    if home is None:
+        home = out / IDENTITY if is_open and HOME_VARIABLE not in os.environ else default_home()
+    return Admission.at(home, broker.fleet, out / IDENTITY / "guests.db" if is_open else None)
+
+
+def _connect(
+    experiment: Experiment, stack: ExitStack, ready: Callable[[str, str], None], admission: Admission
+) -> Transport:
     """Connect to the broker of the experiment; without a url start one of our own."""
     broker = experiment.broker
     topics = Topics(broker.fleet)
-    will = Will(topics.of(HELLO), encode(Hello(online=False, session=1)))
+    will = Will(topics.of(HELLO), admission.hello(online=False))
     password = os.environ.get(PASSWORD_VARIABLE, broker.password)
     url, username, client_password = broker.url, broker.username, ""
     if not url:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from coordinator.admission import Admission
 from coordinator.aggregate import Accumulator
 from coordinator.fleet import Fleet
 from coordinator.ledger import Ledger
@@ -22,7 +24,7 @@ from coordinator.robust import Robust
 from coordinator.round import Round, Standing
 from coordinator.transfers import Downlink, Uplink
 from protocol import codec
-from protocol.errors import ProtocolError, UnknownMask
+from protocol.errors import NotAdmitted, ProtocolError, Replayed, UnknownMask
 from protocol.layout import Layout
 from protocol.messages import (
     Cost,
@@ -35,8 +37,6 @@ from protocol.messages import (
     Task,
     Update,
     Want,
-    decode,
-    encode,
 )
 from protocol.sparse import Mask, SparseVector
 from protocol.topics import BLOB_UP, STATE, TASK, UPDATE, WANT, Topics
@@ -83,13 +83,15 @@ class Reception:
         quarantine_after: int,
         clock: Callable[[], float],
         show: Callable[[OpenRound], None],
+        admission: Admission,
         ledger: Ledger | None = None,
     ) -> None:
         """No round is open. Without a ledger, what was accepted is lost with the process."""
         self._run, self._transport, self._topics = run, transport, topics
         self._down, self._up, self._folder, self._layout = down, up, folder, layout
         self._quarantine_after = quarantine_after
-        self._clock, self._show = clock, show
+        self._clock, self._show, self.admission = clock, show, admission
+        self._num_turned_away: Counter[tuple[str, str]] = Counter()
         self.fleet = Fleet()
         self.mask: Mask | None = None  # The global one, which bodies may refer to.
         self._client_masks: dict[str, Mask] = {}  # And each client's last own one.
@@ -143,7 +145,8 @@ class Reception:
 
     def send(self, client_id: str, message: Message) -> None:
         """Say something to one client."""
-        self._transport.publish(self._topics.of(TASK, client_id), encode(message))
+        topic = self._topics.of(TASK, client_id)
+        self._transport.publish(topic, self.admission.seal(client_id, topic, message))
 
     def handle(self, packet: Packet) -> None:
         """Route one packet. What violates the protocol is logged, counted and dropped."""
@@ -155,17 +158,37 @@ class Reception:
             if address.kind == BLOB_UP:
                 self._chunk(client_id, str(address.digest), packet.payload)
                 return
-            message = decode(packet.payload)
-            if getattr(message, "client_id", client_id) != client_id:
-                raise ProtocolError(f"a message of {client_id!r} speaks for {message.client_id!r}")  # type: ignore[union-attr]
+            message = self.admission.open(address, packet)
             if address.kind == STATE:
                 self._state(message)
             elif address.kind == WANT and isinstance(message, Want):
                 self._down.want(message, self._clock())
             elif address.kind == UPDATE:
                 self._from_client(message)
+        except NotAdmitted as error:
+            self._turn_away(client_id, error)
         except ProtocolError as error:
             self._drop(client_id, error)
+
+    def review(self) -> None:
+        """Send away who is no longer welcome: `sparsefleet fleet` may have been used meanwhile."""
+        if not self.admission.was_edited():
+            return
+        for client_id in [one for one in self.fleet.present if not self.admission.is_welcome(one)]:
+            del self.fleet.present[client_id]
+            self._folder.event("client-sent-away", client=client_id)
+            if self.open is not None:
+                self.open.round.drop(client_id, "sent away")
+                self._up.forget(client_id)
+
+    def _turn_away(self, client_id: str, error: NotAdmitted) -> None:
+        """Note what nobody is known to have said: the first time, and each time that there were ten times more."""
+        reason = "said before" if isinstance(error, Replayed) else str(error)
+        self._num_turned_away[client_id, reason] += 1
+        number = self._num_turned_away[client_id, reason]
+        if str(number).strip("0") == "1":
+            log.warning("turned away client=%s times=%d reason=%s", client_id, number, error)
+            self._folder.event("turned-away", client=client_id, times=number, reason=reason)
 
     def repeat_task(self) -> None:
         """Ask again whoever has not answered: after a reconnect the first asking may be lost."""

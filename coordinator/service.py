@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from coordinator.admission import Admission
 from coordinator.aggregate import Accumulator
 from coordinator.asynchronous import restated
 from coordinator.cohort import choose
@@ -38,7 +39,7 @@ from coordinator.transfers import Downlink, Uplink
 from protocol.artifact import Manifest
 from protocol.errors import ConfigError
 from protocol.layout import Vector
-from protocol.messages import End, Hello, Task, Update, encode
+from protocol.messages import End, Task, Update
 from protocol.method import CONTROL_SUM, TRAIN, Global, Turn
 from protocol.pruning import densities
 from protocol.sparse import SparseVector
@@ -83,9 +84,13 @@ class Coordinator:
         evaluator: Evaluator | None,
         show: Callable[[Progress], None] = lambda progress: None,
         clock: Callable[[], float] = time.monotonic,
+        admission: Admission | None = None,
         ledger: Ledger | None = None,
     ) -> None:
-        """Put the artifact on offer and listen. Without a ledger, a round under way dies with the process."""
+        """Put the artifact on offer and listen.
+
+        Without `admission` everybody is let in; without a ledger, a round under way dies with the process.
+        """
         self._experiment, self._run, self._manifest = experiment, run, manifest
         self._transport, self._folder = transport, folder
         self._evaluator, self._show, self._clock, self._ledger = evaluator, show, clock, ledger
@@ -104,6 +109,7 @@ class Coordinator:
         self._offers = Offers(experiment, run, manifest, offered, initial, self._method, self._down, instance)
         for name in manifest.files:
             self._down.offer((artifact / name).read_bytes())
+        self._admission = admission or Admission.open_house()
         self._reception = Reception(
             run,
             transport,
@@ -115,13 +121,13 @@ class Coordinator:
             experiment.aggregation.quarantine_after,
             clock,
             lambda open_: show(self._progress(open_)),
+            self._admission,
             ledger,
         )
         self._connections = transport.connections
-        self._hello = Hello(online=True, session=1)
         for topic_filter in self._topics.coordinator_filters():
             transport.subscribe(topic_filter)
-        transport.publish(self._topics.of(HELLO), encode(self._hello), retain=True)
+        transport.publish(self._topics.of(HELLO), self._admission.hello(online=True), retain=True)
 
     # The run
 
@@ -150,7 +156,7 @@ class Coordinator:
             self._reception.send(client_id, End(self._run))
         self._pump(lambda: False, FAREWELL_S)
         self._folder.event("run-ended", rounds=self._experiment.rounds)
-        self._transport.publish(self._topics.of(HELLO), encode(Hello(online=False, session=1)), retain=True)
+        self._transport.publish(self._topics.of(HELLO), self._admission.hello(online=False), retain=True)
         return self._method.model(current, self._manifest.layout)
 
     def _checkpoint(self, next_round: int, current: Global, elapsed_s: float) -> None:
@@ -195,6 +201,7 @@ class Coordinator:
             self._statistics.pop(number - self._experiment.asynchronous.max_staleness - 1, None)
         busy = self._busy if is_asynchronous else {}
         before = self._before if self._before is not None and self._before.number == number else None
+        self._admission.sync()
         cohort = self._choose(number, busy) if before is None else before.cohort
         quorum = max(1, math.ceil(self._experiment.cohort.quorum * len(cohort)))
         if is_asynchronous:
@@ -378,10 +385,13 @@ class Coordinator:
             packet = self._transport.receive(TICK_S)
             if self._transport.connections != self._connections:
                 self._connections = self._transport.connections
-                self._transport.publish(self._topics.of(HELLO), encode(self._hello), retain=True)
+                self._transport.publish(
+                    self._topics.of(HELLO), self._admission.hello(online=True), retain=True
+                )
                 self._reception.repeat_task()
             if packet is not None:
                 self._reception.handle(packet)
+            self._reception.review()
             burst = burst + 1 if packet is not None else 0
             if burst % SETTLE_EVERY == 0:
                 self._reception.settle()

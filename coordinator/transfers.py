@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable
 
 from protocol.blobs import RESEND_S, Assembly, BlobStore, Publisher
+from protocol.errors import DigestMismatch
 from protocol.messages import BlobRef, Want, encode
 from protocol.topics import BLOB_DOWN, FETCH, Topics
 from protocol.transport import Transport
+
+log = logging.getLogger(__name__)
 
 # What the coordinator offers at once: an artifact's files, and a round's bodies.
 STORE_BYTES = 2 << 30
@@ -81,8 +85,8 @@ class Uplink:
     def chunk(self, client_id: str, digest: str, payload: bytes) -> bytes | None:
         """Take in a chunk. Return the body when it is complete.
 
-        Raises:
-            DigestMismatch: all chunks came, and they are not what was announced.
+        What turns out not to be the announced body is fetched anew, for as long as the round is open: chunks
+        are not signed, and one that somebody else put among them tells nothing about the client.
         """
         assembly = self._assemblies.get(client_id)
         if assembly is None or assembly.ref.digest != digest:
@@ -91,9 +95,12 @@ class Uplink:
         if not assembly.is_complete:
             return None
         try:
-            return bytes(assembly.bytes())
-        finally:
-            del self._assemblies[client_id]
+            body = bytes(assembly.bytes())
+        except DigestMismatch as error:
+            log.warning("fetched anew client=%s reason=%s", client_id, error)
+            return None
+        del self._assemblies[client_id]
+        return body
 
     def forget(self, client_id: str) -> None:
         """Stop fetching from a client."""

@@ -11,10 +11,26 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
+
+from edge_client.trust import Trust
 from protocol.blobs import Assembly, BlobStore
 from protocol.errors import ProtocolError, TransportError
-from protocol.messages import BlobRef, End, Join, Message, Receipt, Task, Update, Want, decode, encode
-from protocol.topics import BLOB_DOWN, BLOB_UP, FETCH, STATE, TASK, UPDATE, WANT, Topics
+from protocol.messages import (
+    BlobRef,
+    End,
+    Hello,
+    Join,
+    Leave,
+    Message,
+    Receipt,
+    Task,
+    Update,
+    Want,
+    decode,
+    encode,
+)
+from protocol.topics import BLOB_DOWN, BLOB_UP, FETCH, HELLO, STATE, TASK, UPDATE, WANT, Topics
 from protocol.transport import Packet, Transport
 
 log = logging.getLogger(__name__)
@@ -34,9 +50,9 @@ class Superseded(Exception):
 class Link:
     """One client's conversation with its coordinator."""
 
-    def __init__(self, transport: Transport, topics: Topics, client_id: str) -> None:
+    def __init__(self, transport: Transport, topics: Topics, client_id: str, trust: Trust) -> None:
         """Subscribe to what the coordinator may say to this client."""
-        self.transport = transport
+        self.transport, self._trust = transport, trust
         self._topics, self._client_id = topics, client_id
         self._orders: deque[Task | End] = deque()
         self._receipts: dict[str, Receipt] = {}
@@ -45,18 +61,30 @@ class Link:
         self._join: Join | None = None
         self._current: Task | None = None
         self._announced = 0
+        self._coordinator_session: int | None = None
         for topic_filter in topics.client_filters(client_id):
             transport.subscribe(topic_filter)
 
     def announce(self, join: Join) -> None:
-        """Say who is here, now and after each reconnect."""
-        self._join = join
+        """Say who is here: now, after each reconnect, and to each coordinator that starts."""
         self._announced = self.transport.connections
-        self.transport.publish(self._topics.of(STATE, self._client_id), encode(join), retain=True)
+        self._join = msgspec.structs.replace(
+            join, public_key=self._trust.public, boot=self._trust.boot, connection=self._announced
+        )
+        self._publish(STATE, self._join, retain=True)
+
+    def leave(self) -> None:
+        """Say farewell."""
+        leave = Leave(self._client_id, self._trust.session, self.transport.connections)
+        self._publish(STATE, leave, retain=True)
 
     def say(self, message: Message) -> None:
         """Send a small message about a task."""
-        self.transport.publish(self._topics.of(UPDATE, self._client_id), encode(message))
+        self._publish(UPDATE, message)
+
+    def _publish(self, kind: str, message: Message, retain: bool = False) -> None:
+        topic = self._topics.of(kind, self._client_id)
+        self.transport.publish(topic, self._trust.seal(topic, message), retain)
 
     def next_order(self, timeout_s: float) -> Task | End | None:
         """Return the newest order; an older task that was not begun is obsolete."""
@@ -155,7 +183,7 @@ class Link:
             if self._assembly is not None and address.digest == self._assembly.ref.digest:
                 self._assembly.add(packet.payload)
         elif address.kind == TASK:
-            message = decode(packet.payload)
+            message = self._trust.open(packet.topic, packet.payload)
             if isinstance(message, Task | End):
                 if (
                     message != self._current
@@ -167,6 +195,17 @@ class Link:
             message = decode(packet.payload)
             if isinstance(message, Want):
                 self._serve(message)
+        elif address.kind == HELLO:
+            self._meet(decode(packet.payload))
+
+    def _meet(self, hello: Message) -> None:
+        """A coordinator that has just started may find no retained state: the broker was restarted too."""
+        if not isinstance(hello, Hello) or not hello.online or self._coordinator_session == hello.session:
+            return
+        is_another = self._coordinator_session is not None
+        self._coordinator_session = hello.session
+        if is_another and self._join is not None:
+            self.announce(self._join)
 
     def _serve(self, want: Want) -> None:
         """Publish the chunks that the coordinator asks for."""

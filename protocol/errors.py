@@ -11,7 +11,9 @@
     |   |-- MalformedMessage     cannot be decoded, or violates the schema
     |   |-- LimitExceeded        larger than was agreed or declared
     |   |-- DigestMismatch       the bytes are not those that were announced
-    |   `-- UnknownMask          refers to a mask this side does not hold
+    |   |-- UnknownMask          refers to a mask this side does not hold
+    |   `-- NotAdmitted          nobody knows who said it: it counts against nobody
+    |       `-- Replayed           it was said before
     `-- TransportError         the world: broker gone, refused, timed out
 
 A bug of ours is none of these: it is left to crash, with its traceback.
@@ -64,6 +66,14 @@ class DigestMismatch(ProtocolError):
 
 class UnknownMask(ProtocolError):
     """A body that names a mask which the receiver does not hold; the sender may send it in full."""
+
+
+class NotAdmitted(ProtocolError):
+    """Unsigned, forged, garbled, or of a device that is not let in: anybody may have sent it."""
+
+
+class Replayed(NotAdmitted):
+    """Said before: by the device, and now by the broker or by somebody who recorded it."""
 
 
 class TransportError(SparsefleetError):

@@ -13,6 +13,9 @@
       Refusal         instead of an update     ->
                                                <-  End         the run is over
 
+What decides something travels inside a Signed envelope (signed.py). Who does not sign sends the
+messages as they are, as version 0.1 did; whether that is read is the receiver's setting.
+
 Encoded as msgpack maps with a "type" tag. Messages only grow, by fields with a default: an old
 device must go on reading what a new coordinator sends. Decoding is typed and limited in size, so
 that hostile bytes cost nothing.
@@ -35,6 +38,8 @@ Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z", max
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Amount = Annotated[float, msgspec.Meta(ge=0)]
+Counter = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+PublicKey = Annotated[bytes, msgspec.Meta(max_length=32)]  # Ed25519, 32 bytes; empty: none.
 Setting = str | int | float | bool
 
 
@@ -64,6 +69,11 @@ class Join(Message, frozen=True, tag="join"):
     idle_w: float | None = None  # Of the waiting device, measured when it joined.
     idle_uncertainty_w: Amount | None = None
     power_mode: Text = ""  # Of a Jetson.
+    public_key: PublicKey = b""
+    boot: Annotated[str, msgspec.Meta(max_length=32)] = (
+        ""  # Drawn at each start: tells copies of a card apart.
+    )
+    connection: Counter = 0  # Counts the session's connections: a will belongs to one of them.
 
 
 class Leave(Message, frozen=True, tag="leave"):
@@ -71,6 +81,7 @@ class Leave(Message, frozen=True, tag="leave"):
 
     client_id: Name
     session: Count
+    connection: Counter = 0
 
 
 class Training(msgspec.Struct, frozen=True):
@@ -201,10 +212,23 @@ class Hello(Message, frozen=True, tag="hello"):
     """The coordinator is there (retained) or gone (its will)."""
 
     online: bool
-    session: Count
+    session: Count  # Counts the coordinator's starts: clients tell a new one that they are there.
+    public_key: PublicKey = b""
 
 
-AnyMessage = Join | Leave | Task | Want | Update | Refusal | Receipt | Cost | End | Hello
+class Signed(Message, frozen=True, tag="signed"):
+    """A message and who says it: signed.py makes it and opens it."""
+
+    session: Counter  # Of the sender.
+    counter: Counter  # Never the same twice in a session.
+    audience: (
+        Counter  # The receiver's session, where the sender knows it; what was for an earlier one is old.
+    )
+    payload: Annotated[bytes, msgspec.Meta(max_length=MAX_MESSAGE_BYTES)]  # An encoded message.
+    signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+
+
+AnyMessage = Join | Leave | Task | Want | Update | Refusal | Receipt | Cost | End | Hello | Signed
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyMessage)

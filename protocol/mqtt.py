@@ -14,17 +14,15 @@ import socket
 import threading
 from collections import deque
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
-from protocol.errors import ConfigError, TransportError
+from protocol.broker_url import parse
+from protocol.errors import TransportError
 from protocol.topics import QOS
 from protocol.transport import MAX_QUEUED_BYTES, MAX_QUEUED_PACKETS, Packet, Will
-
-PORTS = {"mqtt": 1883, "mqtts": 8883}
 
 # Twice a chunk. Whoever sends more is not one of us; paho has read it by then, but nobody keeps it.
 MAX_PAYLOAD_BYTES = 256 * 1024 + 1024
@@ -70,20 +68,6 @@ def connect(
     return transport
 
 
-def _parse_url(url: str) -> tuple[str, str, int]:
-    """Return scheme, host and port."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"broker URL {url!r}: {error}") from error
-    if parts.username or parts.password:
-        raise ConfigError("the broker URL contains a user name or password; give them on their own")
-    if parts.scheme not in PORTS or not parts.hostname or parts.path not in ("", "/"):
-        raise ConfigError(f"broker URL {url!r}: write mqtt://host:port, or mqtts://host:port with TLS")
-    return parts.scheme, parts.hostname, port or PORTS[parts.scheme]
-
-
 class MqttTransport:
     """One client's connection; see `protocol.transport.Transport` for what each method promises."""
 
@@ -100,7 +84,7 @@ class MqttTransport:
         ca_file: str | None,
     ) -> None:
         """Use `connect`."""
-        scheme, self._host, self._port = _parse_url(url)
+        scheme, self._host, self._port = parse(url)
         self._url, self._username = url, username
         self._publish_timeout_s = publish_timeout_s
         # One condition for all that follows; nothing is sent while it is held.
@@ -130,7 +114,7 @@ class MqttTransport:
         if scheme == "mqtts":
             client.tls_set(ca_certs=ca_file)
         if will is not None:
-            client.will_set(will.topic, will.payload, QOS, will.retain)
+            client.on_pre_connect = lambda *_: self._leave_will(will)
         client.max_inflight_messages_set(MAX_IN_FLIGHT_PACKETS)
         client.on_socket_open = self._on_socket_open
         client.on_connect = self._on_connect
@@ -293,6 +277,10 @@ class MqttTransport:
         return (
             f"{self._url} accepted the connection, but gave no answer in {timeout_s} s: is it an MQTT broker?"
         )
+
+    def _leave_will(self, will: Will) -> None:
+        """Leave it for the connection that is about to be made."""
+        self._client.will_set(will.topic, will.of(self._connections + 1), QOS, will.retain)
 
     def _back_off(self) -> None:
         """Choose the next wait anew: doubling, and by chance, lest a fleet returns all at once."""

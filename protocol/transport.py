@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -43,8 +44,12 @@ class Will:
     """What is published for a client that goes without a farewell."""
 
     topic: str
-    payload: bytes
+    payload: bytes | Callable[[int], bytes]  # Or what makes it for the nth connection, counted from 1.
     retain: bool = True
+
+    def of(self, connection: int) -> bytes:
+        """Return the payload for the nth connection."""
+        return self.payload(connection) if callable(self.payload) else self.payload
 
 
 class Transport(Protocol):
@@ -166,6 +171,7 @@ class Loopback:
         self.client_id = client_id
         self._hub = hub
         self._will = will
+        self._will_payload = will.of(1) if will else b""
         self._filters: set[str] = set()
         self._queue: deque[Packet] = deque()
         self._queued_bytes = 0
@@ -237,7 +243,7 @@ class Loopback:
             return
         self.close()
         if self._will is not None:
-            self._hub._publish(Packet(self._will.topic, self._will.payload), self._will.retain)
+            self._hub._publish(Packet(self._will.topic, self._will_payload), self._will.retain)
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -264,3 +270,4 @@ class Loopback:
             self._queue.clear()
             self._queued_bytes = 0
             self._connections += 1
+            self._will_payload = self._will.of(self._connections) if self._will else b""

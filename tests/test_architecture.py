@@ -29,6 +29,7 @@ ONLY_IN = {
     "onnxruntime.training": ("export/", "edge_client/runtime.py", "tools/bench/"),
     "onnxruntime": ("export/", "edge_client/runtime.py", "coordinator/evaluate.py", "tools/bench/"),
     "onnx": ("export/", "coordinator/final_model.py", "edge_client/runtime.py", "tools/bench/"),
+    "cryptography": ("protocol/identity.py",),
     "paho": ("protocol/mqtt.py",),
     "amqtt": ("coordinator/broker.py",),
     "rich": ("tools/",),

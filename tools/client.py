@@ -20,10 +20,11 @@ from edge_client.energy.source import Sensor
 from edge_client.kernels import library_path
 from edge_client.link import Link
 from edge_client.spool import Spool
+from edge_client.trust import Trust
 from protocol import mqtt
 from protocol.errors import ConfigError, RuntimeMissing, TransportError
 from protocol.examples import count
-from protocol.messages import Leave, encode
+from protocol.messages import Leave
 from protocol.topics import STATE, Topics
 from protocol.transport import Transport, Will
 
@@ -59,11 +60,13 @@ def run_client(options: argparse.Namespace) -> int:
     recording = _recording(config, source)
     meter = Meter(source, conditions=watch(), keeper=recording)
     session = spool.next_session()
-    will = Will(topics.of(STATE, config.client_id), encode(Leave(config.client_id, session)))
+    trust = Trust.at(Path(config.state), session)
+    state = topics.of(STATE, config.client_id)
+    will = Will(state, lambda nth: trust.seal(state, Leave(config.client_id, session, nth)))
     transport = _connect(config, will)
     signal.signal(signal.SIGTERM, _leave)
     with contextlib.closing(transport):
-        link = Link(transport, topics, config.client_id)
+        link = Link(transport, topics, config.client_id, trust)
         threads = config.threads or profile.threads
         budget_mb = config.memory_budget_mb or profile.budget_mb or 0
         daemon = Daemon(
@@ -74,9 +77,7 @@ def run_client(options: argparse.Namespace) -> int:
         finally:
             if recording is not None:
                 recording.close()
-            transport.publish(
-                topics.of(STATE, config.client_id), encode(Leave(config.client_id, session)), retain=True
-            )
+            link.leave()
     return 0
 
 

@@ -22,6 +22,7 @@ from edge_client.kernels import library_path
 from edge_client.link import Link
 from edge_client.runtime import Backend
 from edge_client.spool import Spool
+from edge_client.trust import Trust
 from protocol import artifact as artifacts
 from protocol.examples import count, load
 from protocol.method import Global
@@ -69,9 +70,10 @@ def simulate(
         config = ClientConfig(
             client_id=client_id, data=str(data), state=str(folder / "state" / client_id), exit_after_run=True
         )
-        link = Link(hub.connect(client_id), topics, client_id)
         spool = Spool(Path(config.state))
         meter, session = Meter(NoSource()), spool.next_session()
+        trust = Trust.at(Path(config.state), session)
+        link = Link(hub.connect(client_id), topics, client_id, trust)
         daemon = Daemon(
             config,
             link,

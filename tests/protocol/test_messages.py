@@ -20,6 +20,7 @@ from protocol.messages import (
     Receipt,
     Refusal,
     Seeded,
+    Signed,
     Task,
     Training,
     Update,
@@ -72,6 +73,12 @@ MESSAGES: dict[str, Message] = {
     "cost": Cost("pi-1", "run-1", 2, [PHASE]),
     "end": End("run-1"),
     "hello": Hello(True, 1),
+    "join_keyed": Join(
+        "pi-1", 3, 100, "r", "k", "p", "e", public_key=bytes(range(32)), boot="00ff" * 4, connection=2
+    ),
+    "leave_connection": Leave("pi-1", 3, 2),
+    "hello_keyed": Hello(True, 5, bytes(range(32))),
+    "signed": Signed(3, 9, 1, b"\x81\xa4type\xa3end", bytes(range(64))),
 }
 
 

@@ -1,0 +1,63 @@
+"""Whom this device believes, and how it says who it is.
+
+It signs everything that decides something. Once it knows its coordinator's key, it does nothing that is not
+signed with that key, for this session of its own. Before that, it believes whomever the broker lets speak
+for the coordinator.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from protocol.errors import NotAdmitted, Replayed
+from protocol.identity import Key
+from protocol.messages import AnyMessage, Message, Signed, decode
+from protocol.signed import Sealer, Window, opened
+
+FOLDER = "identity"  # Of the state folder.
+
+
+class Trust:
+    """One start of one device."""
+
+    def __init__(self, key: Key, session: int, coordinator: bytes | None = None) -> None:
+        """`coordinator` is the only key whose orders are obeyed; None obeys any."""
+        self.public, self.session = key.public, session
+        self.boot = secrets.token_hex(8)
+        self._sealer = Sealer(key, session)
+        self._coordinator = coordinator
+        self._newest = -1  # Session of the coordinator,
+        self._window = Window()  # and what it has said in it.
+
+    @classmethod
+    def at(cls, state: Path, session: int) -> Trust:
+        """Open what lies in the state folder.
+
+        Raises:
+            UserError: it cannot be read or written.
+        """
+        return cls(Key.load_or_make(state / FOLDER), session)
+
+    def seal(self, topic: str, message: Message) -> bytes:
+        """Return the message, signed."""
+        return self._sealer.seal(topic, message)
+
+    def open(self, topic: str, payload: bytes) -> AnyMessage:
+        """Return what the coordinator said.
+
+        Raises:
+            NotAdmitted: somebody else said it, or that was said before.
+            ProtocolError: it is no message.
+        """
+        message = decode(payload)
+        if self._coordinator is None:
+            return decode(message.payload) if isinstance(message, Signed) else message
+        if not isinstance(message, Signed):
+            raise NotAdmitted("it is not signed, and this device is paired with a coordinator that signs")
+        content = opened(message, topic, self._coordinator)
+        if message.audience != self.session or message.session < self._newest:
+            raise Replayed("it was said to an earlier session, or in one")
+        window = self._window if message.session == self._newest else Window()
+        self._window, self._newest = window.after(message.counter), message.session
+        return content
