@@ -147,6 +147,9 @@ class Coordinator:
         if start is None:
             self._durably(lambda: self._checkpoint(first, current, elapsed_s))
         for number in range(first, self._experiment.rounds + 1):
+            if self._method.is_finished(current):
+                self._folder.event("finished-early", round=number - 1)
+                break
             opened_s = self._clock()
             current = self._one_round(number, current)
             elapsed_s += self._clock() - opened_s

@@ -10,7 +10,9 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from onnx import numpy_helper
 from torch import nn
@@ -38,7 +40,7 @@ from protocol.artifact import (
     dump,
     parse,
 )
-from protocol.errors import ArtifactError
+from protocol.errors import ArtifactError, ConfigError
 from protocol.sparse import Mask
 
 log = logging.getLogger(__name__)
@@ -63,19 +65,41 @@ def export_model(
     seed: int = 0,
     loss: str = CROSS_ENTROPY,
     widths: Widths | None = None,
+    weights: Path | None = None,
 ) -> Exported:
     """Build a model by name and export it, narrowed if `widths` are given.
 
-    `library` is the op library; see `export_module`.
+    `library` is the op library; see `export_module`. `weights` are a run's weights.npz to begin with.
+
+    Raises:
+        ConfigError: weights that are not of this model.
     """
     torch.manual_seed(seed)
     module = builder(model)(input_shape, num_classes)
+    if weights is not None:
+        _load(module, weights)
     if widths is None:
         return export_module(module, model, input_shape, folder, library, loss)
     narrowed = narrow(module, input_shape, widths)
     origin = narrowed.origin(convert(trace(module, input_shape)).layout)
     exported = export_module(narrowed.module, model, input_shape, folder, library, loss, origin)
     return replace(exported, narrowed=narrowed)
+
+
+def _load(module: nn.Module, path: Path) -> None:
+    """Replace a module's parameters and running statistics by those of a file."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            given = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    except (OSError, ValueError, BadZipFile) as error:
+        raise ConfigError(f"{path} cannot be read: {error}; give a run's weights.npz") from error
+    own = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
+    wrong = sorted(own.keys() ^ given.keys()) or [
+        name for name, value in own.items() if value.shape != given[name].shape
+    ]
+    if wrong:
+        raise ConfigError(f"{path} holds another model's weights: {', '.join(wrong[:3])} differ")
+    module.load_state_dict({**module.state_dict(), **given})
 
 
 def export_module(

@@ -226,6 +226,10 @@ class Method(msgspec.Struct, frozen=True):
         """Return the model that the state stands for: its weights and mask."""
         return current
 
+    def is_finished(self, current: Global) -> bool:
+        """Whether no further round is needed, although the experiment allows more."""
+        return False
+
     def alarm(self, current: Global, layout: Layout) -> str:
         """Return what is wrong with the state, "" if nothing: an invariant that the method relies on."""
         return ""

@@ -258,6 +258,7 @@ EVERY: dict[str, dict[str, Setting]] = {
     "topk": {"density": 0.2},
     "gradient_topk": {"density": 0.1},
     "fedprox": {},
+    "fedpai_s": {"channels_pruned": 0.5, "slimming": 1e-4},
     "scaffold": {},
     "fedopt": {},
     "zerofl": {"density": 0.3, "mask_ratio": 0.2},

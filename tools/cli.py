@@ -143,6 +143,7 @@ def _export(commands: Subparsers) -> None:  # type: ignore[valid-type]
     parser.add_argument("--input-shape", help="channels,height,width; built-in models have a default")
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
+    parser.add_argument("--weights", type=Path, metavar="NPZ", help="begin with these: a run's weights.npz")
     parser.add_argument("--loss", choices=LOSSES, default=CROSS_ENTROPY, help="mse: labels are real numbers")
     parser.add_argument("--keep", type=float, metavar="SHARE", help="of the parameters; channels are removed")
     parser.add_argument("--importance", choices=["l1", "bn-scale"], default="l1", help="of a channel")
@@ -171,6 +172,7 @@ def _export(commands: Subparsers) -> None:  # type: ignore[valid-type]
             options.seed,
             options.loss,
             widths,
+            options.weights,
         )
         layout = exported.manifest.layout
         planned = {density: _peak_bytes(exported.manifest, density) for density in (1.0, 0.1, 0.02)}

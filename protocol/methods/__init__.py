@@ -10,6 +10,7 @@ import msgspec
 from protocol.errors import ConfigError
 from protocol.messages import Setting
 from protocol.method import Method
+from protocol.methods.early_bird import EarlyBird
 from protocol.methods.fedavg import FedAvg
 from protocol.methods.feddst import FedDST
 from protocol.methods.fedopt import FedOpt
@@ -31,6 +32,7 @@ from protocol.methods.zerofl import ZeroFL
 _ALL: tuple[type[Method], ...] = (
     FedAvg,
     FedPaI,
+    EarlyBird,
     SparsyFed,
     Magnitude,
     ProxSkip,
