@@ -181,7 +181,7 @@ class Fleet:
             "run",
             manifest_of(self.layout),
             Path(),
-            np.zeros(self.size, np.float32),
+            np.random.default_rng(0).normal(0, 0.1, self.size).astype(np.float32),
             self.connect("coordinator"),
             RunFolder(self.folder, self.experiment),
             None,
