@@ -90,9 +90,11 @@ class Watch:
         return time.monotonic() - self.begin_s
 
     def __enter__(self):
+        """Watching already."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Leave."""
         self.transport.close()
 
 
