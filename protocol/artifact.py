@@ -17,8 +17,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from protocol.errors import ArtifactError, MalformedMessage
@@ -109,6 +110,46 @@ class Manifest:
         return self.files[name]
 
 
+# The file as it must be: typed decoding refuses anything else before it takes memory.
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Shape = Annotated[tuple[_Count, ...], msgspec.Meta(max_length=16)]
+
+
+class _Piece(msgspec.Struct):
+    name: str
+    shape: _Shape
+    role: str
+
+
+class _Entry(msgspec.Struct):
+    sha256: str
+    size: _Count
+
+
+class _Memory(msgspec.Struct):
+    num_nodes: _Count
+    activation_bytes: Annotated[tuple[_Count, ...], msgspec.Meta(min_length=1, max_length=1024)]
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+class _Fields(_Format):
+    model: str
+    input_shape: _Shape
+    num_classes: _Count
+    layout: list[_Piece]
+    statistic_momentum: dict[str, float]
+    operators: tuple[str, ...]
+    versions: dict[str, str]
+    files: dict[str, _Entry]
+    loss: str = CROSS_ENTROPY
+    memory: dict[str, _Memory] = {}
+    origin_size: _Count = 0
+
+
 def dump(fields: dict[str, Any]) -> bytes:
     """Return the manifest file for the given fields; the same fields give the same bytes."""
     return json.dumps({"format": FORMAT, **fields}, indent=1, sort_keys=True).encode() + b"\n"
@@ -121,38 +162,34 @@ def parse(raw: bytes) -> Manifest:
         ArtifactError: not JSON, another format version, or a field is missing or of another type.
     """
     try:
-        fields = json.loads(raw)
-        if fields["format"] != FORMAT:
-            raise ArtifactError(f"the artifact has format {fields['format']}; this version reads {FORMAT}")
+        version = msgspec.json.decode(raw, type=_Format).format
+        if version != FORMAT:
+            raise ArtifactError(f"the artifact has format {version}; this version reads {FORMAT}")
+        fields = msgspec.json.decode(raw, type=_Fields)
         return Manifest(
-            model=str(fields["model"]),
-            input_shape=tuple(int(n) for n in fields["input_shape"]),
-            num_classes=int(fields["num_classes"]),
-            loss=_loss(fields.get("loss", CROSS_ENTROPY)),
-            layout=Layout.from_json(fields["layout"]),
-            statistic_momentum={str(k): float(v) for k, v in fields["statistic_momentum"].items()},
-            operators=tuple(str(name) for name in fields["operators"]),
-            versions={str(k): str(v) for k, v in fields["versions"].items()},
-            files={str(k): FileEntry(str(v["sha256"]), int(v["size"])) for k, v in fields["files"].items()},
-            memory={str(k): _graph_memory(v) for k, v in fields.get("memory", {}).items()},
+            model=fields.model,
+            input_shape=fields.input_shape,
+            num_classes=fields.num_classes,
+            loss=_loss(fields.loss),
+            layout=Layout.from_json([msgspec.structs.asdict(piece) for piece in fields.layout]),
+            statistic_momentum=fields.statistic_momentum,
+            operators=fields.operators,
+            versions=fields.versions,
+            files={name: FileEntry(entry.sha256, entry.size) for name, entry in fields.files.items()},
+            memory={
+                name: GraphMemory(one.num_nodes, one.activation_bytes) for name, one in fields.memory.items()
+            },
             raw=raw,
-            origin_size=int(fields.get("origin_size", 0)),
+            origin_size=fields.origin_size,
         )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        raise ArtifactError(f"the artifact's manifest is damaged: {error!r}") from error
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"the artifact's manifest is damaged: {error}") from error
 
 
-def _graph_memory(fields: dict[str, Any]) -> GraphMemory:
-    found = GraphMemory(int(fields["num_nodes"]), tuple(int(n) for n in fields["activation_bytes"]))
-    if not found.activation_bytes or min(found.num_nodes, *found.activation_bytes) < 0:
-        raise ValueError("a graph's memory is not one non-negative number of bytes for each count of blocks")
-    return found
-
-
-def _loss(name: object) -> str:
+def _loss(name: str) -> str:
     if name not in LOSSES:
         raise ArtifactError(f"the artifact's loss is {name!r}; this version knows {', '.join(LOSSES)}")
-    return str(name)
+    return name
 
 
 def read(folder: Path) -> Manifest:

@@ -28,13 +28,14 @@ import numpy as np
 from protocol.errors import DigestMismatch, LimitExceeded
 from protocol.messages import BlobRef
 
-# Small enough that a chunk passes a link of 64 kbit/s within a keep-alive of 15 s or so, large enough
+# A broker hears nothing of a client while one of its packets is under way, and gives it up after 1.5
+# keep-alives of 15 s: at 32 kbit/s a chunk takes 16 s, at 64 kbit/s with lost segments 11 s. Large enough
 # that a message's cost does not count.
-CHUNK_BYTES = 128 * 1024
+CHUNK_BYTES = 64 * 1024
 _chunk_header = struct.Struct("<II")
 MAX_CHUNK_PAYLOAD_BYTES = CHUNK_BYTES + _chunk_header.size
 
-WINDOW = 16  # Chunks asked for and not yet here, at most: 2 MiB.
+WINDOW = 32  # Chunks asked for and not yet here, at most: 2 MiB.
 FIRST_WINDOW = 4  # Before the link's rate is known.
 WINDOW_S = 4.0  # What is outstanding should arrive within this time.
 STALL_S = 2.0  # Without a new chunk for so long, something was lost.

@@ -251,5 +251,5 @@ def decode(payload: bytes) -> AnyMessage:
     try:
         message: AnyMessage = _decoder.decode(payload)
         return message
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise MalformedMessage(str(error)) from error

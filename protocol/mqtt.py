@@ -28,9 +28,10 @@ from protocol.transport import MAX_QUEUED_BYTES, MAX_QUEUED_PACKETS, Packet, Wil
 MAX_PAYLOAD_BYTES = 256 * 1024 + 1024
 
 # Published and not yet acknowledged: enough for a fast network's delay, little enough that a small
-# message does not wait for minutes behind chunks on a slow one.
+# message does not wait for minutes behind chunks on a slow one, and that little is sent again after a
+# broker's restart.
 MAX_IN_FLIGHT_PACKETS = 32
-MAX_IN_FLIGHT_BYTES = 1 << 20
+MAX_IN_FLIGHT_BYTES = 256 << 10
 
 # Full receive queue: hold back the broker for so long, but less than the keep-alive, then drop.
 RECEIVE_QUEUE_WAIT_S = 5.0

@@ -15,7 +15,7 @@ SHARE, SECONDS, BITS, PROCESS = "SHARE", "SECONDS", "BIT/S", "PID|NAME"
 PACKET = {
     "drop": (SHARE, "of published packets vanish; nobody acknowledges them"),
     "lose": (SHARE, "vanish after being acknowledged: a broker that dies, or whose queue is full"),
-    "duplicate": (SHARE, "are delivered twice, the second marked DUP"),
+    "duplicate": (SHARE, "are delivered again, marked DUP; and again, up to five in all"),
     "reorder": (SHARE, "are overtaken by what follows within 0.3 s"),
     "corrupt": (SHARE, "have one bit of their payload flipped"),
     "truncate": (SHARE, "lose the end of their payload"),

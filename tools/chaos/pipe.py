@@ -23,6 +23,7 @@ from tools.chaos.packets import PUBLISH, Packet, Unframed, read
 MAX_PACKET_BYTES = 16 << 20  # More than ours ever send: what is larger ends the connection.
 BUFFER_BYTES = 256 << 10  # Queued in one direction before the sender has to wait, as in a router.
 SEGMENT_BYTES = 1460
+MAX_COPIES = 5  # Of a packet that is duplicated, each further one with the same chance.
 REORDER_S = 0.3
 RETRANSMIT_S = 0.2  # The least pause before TCP repeats a segment (Linux: TCP_RTO_MIN).
 FAREWELL_S = 5.0  # For the last bytes after one side has closed.
@@ -124,7 +125,9 @@ class Pipe:
         if packet.qos == 1 and self._happens("lose", faults):
             self.back.put(packet.acknowledgement().encode())
             return []
-        packets = [packet, packet.repeated()] if self._happens("duplicate", faults) else [packet]
+        packets = [packet]
+        while len(packets) < MAX_COPIES and self._happens("duplicate", faults):
+            packets.append(packet.repeated())
         if self._happens("corrupt", faults):
             packets = [one.flipped(self._random.getrandbits(32)) for one in packets]
         if self._happens("truncate", faults):
