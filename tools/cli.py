@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sparsefleet {_version()}")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log what happens; -vv logs more")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_lab, _demo, _export, _data, _run, _client, _energy, _bench, _doctor, _chaos):
+    for add in (_lab, _demo, _export, _data, _run, _client, _energy, _bench, _doctor, _chaos, _device):
         add(commands)
     return parser
 
@@ -320,6 +320,13 @@ def _doctor(commands: Subparsers) -> None:  # type: ignore[valid-type]
 
     text = "What is missing, wrong or slow on this machine, each with its cure."
     configure(_command(commands, "doctor", text, "sparsefleet doctor --client client.toml"))
+
+
+def _device(commands: Subparsers) -> None:  # type: ignore[valid-type]
+    from tools.device.command import configure
+
+    text = "Install, update or remove the client as a service of this board."
+    configure(_command(commands, "device", text, "sudo sparsefleet device update dist/sparsefleet-....whl"))
 
 
 def _bench(commands: Subparsers) -> None:  # type: ignore[valid-type]
