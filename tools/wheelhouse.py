@@ -52,27 +52,36 @@ class Target:
         return [*platforms, "--python-version", self.python, "--implementation", "cp", "--only-binary=:all:"]
 
 
-def download(requirement: str, out: Path, target: Target, pins: Sequence[str] = ()) -> list[Path]:
-    """Fill a folder with the wheels of one requirement with the extra `device`, and with pip's; return them.
+def download(wheel: str, out: Path, target: Target, pins: Sequence[str] = ()) -> list[Path]:
+    """Fill a folder with a wheel of ours, those of the extra `device`, and pip's; return them.
 
-    `requirement` is a path of a wheel of ours, or "sparsefleet==version". `pins` are other versions than
-    the newest, such as "onnxruntime==1.24.1".
+    `pins` are other versions than the newest, such as "onnxruntime==1.24.1".
 
     Raises:
         NoWheels: one is missing; pip's own words are in the text.
     """
-    wanted = [
-        f"{requirement}[device]" if requirement.endswith(".whl") else requirement.replace("=", "[device]=", 1)
-    ]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(out), *target.options()]
-    done = subprocess.run([*command, *wanted, *pins, "pip"], capture_output=True, text=True)
-    if done.returncode != 0:
-        reason = [line for line in done.stderr.splitlines() if line.startswith("ERROR")][-1:]
-        raise NoWheels(
-            f"no wheels of {requirement} for Python {target.python}, {target.machine}, glibc 2.{target.glibc}: "
-            f"{''.join(reason) or done.stderr[-500:]}"
-        )
+    _pip(["-m", "pip"], out, *target.options(), f"{wheel}[device]", *pins, "pip")
     for path in out.glob("*.whl"):
         if path.name.split("-")[0].lower() in NOT_NEEDED:
             path.unlink()
     return sorted(out.glob("*.whl"))
+
+
+def one(requirement: str, out: Path, pip: Sequence[Path]) -> list[Path]:
+    """Download the wheel of one requirement for this machine, with pip's wheel.
+
+    Raises:
+        NoWheels: there is none, or the index cannot be reached.
+    """
+    program = [str(path / "pip") for path in pip[-1:]] or ["-m", "pip"]
+    _pip(program, out, "--no-deps", "--only-binary=:all:", requirement)
+    return sorted(out.glob("*.whl"))
+
+
+def _pip(program: list[str], out: Path, *arguments: str) -> None:
+    command = [sys.executable, *program, "download", "--quiet", "--dest", str(out), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = [line for line in done.stderr.splitlines() if line.startswith("ERROR")][-1:]
+        words = "".join(reason) or done.stderr[-500:]
+        raise NoWheels(f"wheels cannot be downloaded: {words} (pip download {' '.join(arguments)})")

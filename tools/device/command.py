@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     install = parts.add_parser("install", help="make the client a service of this board")
     source = install.add_mutually_exclusive_group()
     source.add_argument("--wheels", type=Path, metavar="DIR", help="a wheelhouse: nothing is downloaded")
-    source.add_argument("--wheel", help="sparsefleet's wheel, or a version; the rest is downloaded")
+    source.add_argument("--wheel", metavar="FILE", help="sparsefleet's wheel; the rest is downloaded")
     settings = install.add_mutually_exclusive_group()
     settings.add_argument("--config", type=Path, metavar="FILE", help="the client's configuration")
     settings.add_argument("--broker", metavar="URL", help="mqtt://host:port or mqtts://host:port")
@@ -69,17 +69,32 @@ def _install(options: argparse.Namespace) -> int:
     if options.data is not None and not options.data.is_file():
         raise InstallFailed(f"{options.data} is not there; --data is an .npz of examples")
     with tempfile.TemporaryDirectory() as folder:
-        wheels = _wheels(options.wheels, options.wheel, Path(folder), options.dry_run)
+        if options.wheels is not None:
+            wheels = _wheels(options.wheels)
+        elif options.wheel is None:
+            raise InstallFailed("give --wheels DIR (made by `sparsefleet card`), or --wheel FILE")
+        elif options.dry_run:
+            wheels = [Path(options.wheel)]
+        else:
+            wheels = wheelhouse.download(options.wheel, Path(folder), wheelhouse.Target.here())
         return _take(steps(Layout(options.root), wheels, settings, not options.no_start), options)
 
 
 def _update(options: argparse.Namespace) -> int:
-    folder = Path(options.what)
+    layout, what = Layout(options.root), Path(options.what)
     with tempfile.TemporaryDirectory() as temporary:
-        is_folder = folder.is_dir()
-        wheels = _wheels(folder if is_folder else None, None if is_folder else options.what, Path(temporary))
+        if what.is_dir():
+            wheels = _wheels(what)
+        elif what.suffix == ".whl":
+            wheels = [what.resolve()]
+        elif VERSION.fullmatch(options.what):
+            wheels = wheelhouse.one(f"sparsefleet=={options.what}", Path(temporary), layout.pip)
+        else:
+            raise InstallFailed(f"{what} is neither a wheel, nor a version, nor a folder of wheels")
+        if not all(path.is_file() for path in wheels):
+            raise InstallFailed(f"{what} is not there")
         done = update(
-            Layout(options.root),
+            layout,
             wheels,
             options.healthy_s,
             options.now,
@@ -98,7 +113,12 @@ def _status(options: argparse.Namespace) -> int:
     found["versions"] = {name: _version(layout, name) for name in NAMES if layout.python(name).exists()}
     if layout.root == Path("/") and layout.unit.exists():
         state = systemd.state()
-        found |= {"active": state.active, "status": state.status, "restarts": state.restarts, "pid": state.pid}
+        found |= {
+            "active": state.active,
+            "status": state.status,
+            "restarts": state.restarts,
+            "pid": state.pid,
+        }
     if options.json:
         print(json.dumps(found))
     else:
@@ -125,21 +145,11 @@ def _take(planned: Iterable[Step], options: argparse.Namespace) -> int:
     return 0
 
 
-def _wheels(folder: Path | None, named: str | None, temporary: Path, is_dry_run: bool = False) -> list[Path]:
-    """Return the wheels of a folder, or download them for one of ours."""
-    if folder is not None:
-        found = sorted(folder.glob("*.whl"))
-        if not found:
-            raise InstallFailed(f"no wheels in {folder}; `sparsefleet card` writes a folder of them")
-        return found
-    if named is None:
-        raise InstallFailed("give --wheels DIR (made by `sparsefleet card`), or --wheel FILE")
-    if not named.endswith(".whl") and not VERSION.fullmatch(named):
-        raise InstallFailed(f"{named} is neither a wheel, nor a version, nor a folder of wheels")
-    if is_dry_run:
-        return [Path(named)]
-    requirement = named if named.endswith(".whl") else f"sparsefleet=={named}"
-    return wheelhouse.download(requirement, temporary, wheelhouse.Target.here())
+def _wheels(folder: Path) -> list[Path]:
+    found = sorted(folder.resolve().glob("*.whl"))
+    if not found:
+        raise InstallFailed(f"no wheels in {folder}; `sparsefleet card` writes a folder of them")
+    return found
 
 
 def _config(options: argparse.Namespace) -> bytes | None:

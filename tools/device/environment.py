@@ -52,8 +52,8 @@ def check_machine(python: tuple[int, int] = sys.version_info[:2], machine: str =
         )
 
 
-def make(folder: Path, wheels: Sequence[Path]) -> None:
-    """Make the environment anew from these wheels, of which one is pip's.
+def make(folder: Path, wheels: Sequence[Path], base: Path | None = None) -> None:
+    """Make the environment anew from these wheels, of which one is pip's; on top of a copy of `base` if given.
 
     Raises:
         InstallFailed: pip's is missing, or pip refuses; its words are in the text.
@@ -65,9 +65,19 @@ def make(folder: Path, wheels: Sequence[Path]) -> None:
             f"the wheelhouse needs pip's wheel and one of sparsefleet; it has {len(pip)} and {len(ours)}"
         )
     shutil.rmtree(folder, ignore_errors=True)
-    venv.EnvBuilder(symlinks=True).create(folder)
+    if base is None:
+        venv.EnvBuilder(symlinks=True).create(folder)
+    else:  # Nothing in it names its own path but scripts, which nobody calls.
+        shutil.copytree(base, folder, symlinks=True)
     command = [folder / "bin" / "python", pip[0] / "pip", "--disable-pip-version-check", "install", "--quiet"]
-    command += ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--root-user-action=ignore"]
+    command += [
+        "--no-index",
+        "--no-deps",
+        "--no-compile",
+        "--no-cache-dir",
+        "--force-reinstall",
+        "--root-user-action=ignore",
+    ]
     command += [path for path in wheels if path not in pip]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode != 0:

@@ -41,7 +41,9 @@ class Step:
     take: Callable[[], object]
 
 
-def steps(layout: Layout, wheels: Sequence[Path], settings: Settings, is_started: bool = True) -> Iterator[Step]:
+def steps(
+    layout: Layout, wheels: Sequence[Path], settings: Settings, is_started: bool = True
+) -> Iterator[Step]:
     """Yield the steps that install the client below the layout's root.
 
     Below / the unit is started too. Owners can be set by root only, and are left alone for others.
@@ -60,6 +62,9 @@ def steps(layout: Layout, wheels: Sequence[Path], settings: Settings, is_started
     where = layout.home / name
     yield Step(f"make {where} from {len(wheels)} wheels", lambda: environment.make(where, wheels))
     yield Step(f"test {where}", lambda: environment.self_test(where))
+    for path in wheels:
+        if path.name.startswith("pip-"):
+            yield from _write(layout.home / "pip" / path.name, path.read_bytes(), 0o644)
     package = resources.files("tools.device")
     yield from _write(layout.guard, package.joinpath("guard").read_bytes(), 0o755)
     yield Step(f"link {layout.home / 'current'} to {name}", lambda: layout.switch(name))

@@ -1,10 +1,10 @@
 """Where things lie on a board, below a root that is / or a file tree that stands for it.
 
-    /opt/sparsefleet/a, b        two environments; `current` is a link to the one that runs
-    /opt/sparsefleet/guard       returns to the other one when an update does not start
-    /opt/sparsefleet/trial       while an update is on trial: the environment to return to, failed starts
-    /etc/sparsefleet/            client.toml, broker-ca.pem: the group may read them, nobody else
-    /var/lib/sparsefleet/        data.npz and state/: the client's own
+/opt/sparsefleet/a, b        two environments; `current` is a link to the one that runs
+/opt/sparsefleet/guard       returns to the other one when an update does not start
+/opt/sparsefleet/trial       while an update is on trial: the environment to return to, failed starts
+/etc/sparsefleet/            client.toml, broker-ca.pem: the group may read them, nobody else
+/var/lib/sparsefleet/        data.npz and state/: the client's own
 """
 
 from __future__ import annotations
@@ -70,6 +70,11 @@ class Layout:
     def trial(self) -> Path:
         """What the guard reads."""
         return self.home / "trial"
+
+    @property
+    def pip(self) -> list[Path]:
+        """The wheel of pip that installed the first environment: environments have none of their own."""
+        return sorted((self.home / "pip").glob("pip-*.whl"))
 
     @property
     def current(self) -> str | None:

@@ -44,8 +44,9 @@ def systemctl(*arguments: str) -> str:
     Raises:
         ServiceFailed: it is missing, or refused; its words are in the text.
     """
+    command = ["systemctl", *arguments]
     try:
-        done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, timeout=180)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     except FileNotFoundError as error:
         raise ServiceFailed("systemctl is not there: this system does not run systemd; use --root") from error
     if done.returncode != 0:
