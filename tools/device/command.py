@@ -12,15 +12,14 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from protocol.toml import dumps
 from tools import wheelhouse
 from tools.device import environment, systemd
+from tools.device.client_file import client_file
 from tools.device.environment import InstallFailed
 from tools.device.install import Settings, Step, removal, steps
 from tools.device.layout import NAMES, Layout
 from tools.device.update import HEALTHY_S, update
 
-CA = "/etc/sparsefleet/broker-ca.pem"
 VERSION = re.compile(r"[0-9]+(\.[0-9]+)*([a-z0-9.+]*)")
 
 
@@ -158,20 +157,15 @@ def _config(options: argparse.Namespace) -> bytes | None:
         return _read(options.config)
     if options.broker is None:
         return None
-    broker = {"url": options.broker, "fleet": options.fleet, "username": options.username}
-    if password := os.environ.get("SPARSEFLEET_PASSWORD"):
-        broker["password"] = password
-    if options.ca is not None:
-        broker["ca"] = CA
-    table: dict[str, object] = {
-        "client_id": options.client_id,
-        "data": "/var/lib/sparsefleet/data.npz",
-        "state": "/var/lib/sparsefleet/state",
-        "broker": broker,
-    }
-    if code := os.environ.get("SPARSEFLEET_PAIRING_CODE"):
-        table["identity"] = {"pairing_code": code}
-    return dumps(table).encode()
+    return client_file(
+        options.client_id,
+        options.broker,
+        options.fleet,
+        options.username,
+        os.environ.get("SPARSEFLEET_PASSWORD", ""),
+        options.ca is not None,
+        os.environ.get("SPARSEFLEET_PAIRING_CODE", ""),
+    )
 
 
 def _read(path: Path | None) -> bytes | None:

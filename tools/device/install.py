@@ -46,7 +46,7 @@ def steps(
 ) -> Iterator[Step]:
     """Yield the steps that install the client below the layout's root.
 
-    Below / the unit is started too. Owners can be set by root only, and are left alone for others.
+    Below / the unit is started too, if systemd runs. Owners can be set by root only, and are left alone for others.
 
     Raises:
         InstallFailed: there is no configuration, neither given nor installed.
@@ -85,10 +85,10 @@ def steps(
         drop_in = layout.unit.with_name(f"{UNIT}.d") / "cpu.conf"
         yield from _write(drop_in, f"[Service]\nCPUQuota={settings.cpu_quota}%\n".encode(), 0o644)
     yield Step(f"enable {UNIT}", lambda: _enable(layout))
-    if is_live:
+    if is_live and Path("/run/systemd/system").is_dir():  # sd_booted(3): not in a container, nor in a chroot.
         yield Step("systemctl daemon-reload", lambda: systemd.systemctl("daemon-reload"))
         if is_started:
-            yield Step(f"start {UNIT}", lambda: systemd.systemctl("restart", UNIT))
+            yield Step(f"start {UNIT}", lambda: systemd.systemctl("restart", "--no-block", UNIT))
 
 
 def removal(layout: Layout, is_purged: bool) -> Iterator[Step]:
