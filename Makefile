@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(wildcard edge_client/kernels/*.cpp edge_client/kernels/*.h edge_client/kernels/isa/*)
 
-.PHONY: demo test check bench faults soak fuzz clean help
+.PHONY: demo test check bench faults soak fuzz wheels clean help
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
@@ -45,5 +45,8 @@ soak: $(INSTALLED) ## Twenty clients and a random fault every ten seconds for SP
 fuzz: $(INSTALLED) ## Feed every decoder with rubbish for SPARSEFLEET_FUZZ_S (30 minutes)
 	SPARSEFLEET_FUZZ_S=$${SPARSEFLEET_FUZZ_S:-1800} $(BIN)/python -m pytest tests/fuzz
 
+wheels: $(INSTALLED) ## Build the wheels for boards (aarch64) and for this machine into dist/
+	$(BIN)/python -m tools.wheels dist
+
 clean: ## Remove everything that was built
-	rm -rf build $(VENV) edge_client/kernels/libsparsefleet_ops.*
+	rm -rf build dist $(VENV) edge_client/kernels/libsparsefleet_ops.*

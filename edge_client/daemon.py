@@ -22,7 +22,7 @@ import msgspec
 import numpy.typing as npt
 
 from device_profiles.memory import available_bytes, peak_rss_bytes
-from edge_client import break_even
+from edge_client import break_even, notify
 from edge_client.config import ClientConfig
 from edge_client.energy.meter import IDLE, Meter
 from edge_client.energy.power_mode import power_mode
@@ -138,6 +138,7 @@ class Daemon:
 
     def _wait(self) -> Task | End:
         """Return the next order; what waiting costs goes with the task's other phases."""
+        notify.status("joined, waiting for a task")
         with self._meter.phase(IDLE):
             while (order := self._link.next_order(timeout_s=60.0)) is None:
                 pass
@@ -145,6 +146,7 @@ class Daemon:
 
     def _serve(self, task: Task) -> None:
         """Do one task, whatever happens."""
+        notify.status(f"{task.run}: round {task.round_number}, {task.stage}")
         try:
             if not self._is_begun:
                 self._last, self._is_begun = self._outbox.last(), True

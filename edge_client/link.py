@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from edge_client import notify
 from edge_client.trust import Trust
 from protocol.blobs import Assembly, BlobStore
 from protocol.errors import ProtocolError, TransportError
@@ -164,6 +165,7 @@ class Link:
                 quiet_since_s = time.monotonic()
 
     def _receive(self, timeout_s: float) -> bool:
+        notify.beat()
         packet = self.transport.receive(timeout_s)
         if self._join is not None and self.transport.connections != self._announced:
             self.announce(self._join)

@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,14 +44,26 @@ from protocol.lean import import_without_torch
 from protocol.method import Batch
 from protocol.sparse import Mask, SparseVector
 
-onnxruntime = import_without_torch("onnxruntime")
-
 PORTABLE, MODULE = "portable", "module"
 TRAINING_PACKAGE = "onnxruntime-training-cpu"
 
 # How activations wait for the backward pass: as they are; without their zeros; at half precision.
 FULL, COMPRESSED, HALF = "full", "compressed", "half"
 GRAPHS = {FULL: STEP, COMPRESSED: STEP_COMPRESSED, HALF: STEP_HALF}
+
+
+def onnxruntime() -> ModuleType:
+    """Return the module, imported when it is first needed: a waiting client does without its 25 MB.
+
+    Raises:
+        RuntimeMissing: it is not installed, or does not load on this machine.
+    """
+    try:
+        return import_without_torch("onnxruntime")
+    except ImportError as error:
+        raise RuntimeMissing(
+            f"onnxruntime cannot be imported ({error}); install it: pip install 'sparsefleet[device]'"
+        ) from error
 
 
 def files_of(kind: str, saved: str = FULL) -> tuple[str, ...]:
@@ -123,8 +136,8 @@ def installed_package() -> str:
     """Return "package version" of the one onnxruntime that is installed.
 
     Raises:
-        RuntimeMissing: both the stock and the training package are installed. They overwrite each
-            other's files, and which one runs is a matter of luck.
+        RuntimeMissing: none is installed, or both the stock and the training package are. They overwrite
+            each other's files, and which one runs is a matter of luck.
     """
     found = []
     for package in ("onnxruntime", TRAINING_PACKAGE, "onnxruntime-training"):
@@ -137,7 +150,7 @@ def installed_package() -> str:
             f"{' and '.join(found)} are both installed and overwrite each other; uninstall all of them, then "
             "install one: 'onnxruntime' on a board, 'onnxruntime-training-cpu' where models are exported"
         )
-    return found[0] if found else f"onnxruntime {onnxruntime.__version__}"
+    return found[0] if found else f"onnxruntime {onnxruntime().__version__}"
 
 
 def kernel_isa(library: Path) -> str:
@@ -164,21 +177,20 @@ def session_options(library: Path, threads: int) -> Any:
     is allocated again as one block beside it, which took onnxruntime 1.31.1 from 200 to 300 MB for a
     ResNet-18. No difference in time was measurable (tools/bench/step.py).
     """
-    options = onnxruntime.SessionOptions()
+    ort = onnxruntime()
+    options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.enable_mem_reuse = False
     options.enable_mem_pattern = False
     options.log_severity_level = 3
     try:
         options.register_custom_ops_library(str(library))
     except Exception as error:  # onnxruntime raises its own kinds, without a common base.
-        raise RuntimeMissing(
-            f"onnxruntime {onnxruntime.__version__} refuses the op library: {error}"
-        ) from error
+        raise RuntimeMissing(f"{installed_package()} refuses the op library: {error}") from error
     return options
 
 
@@ -249,13 +261,13 @@ class PortableRuntime:
         self.kernels = kernel_isa(library)
         self._manifest, graph = manifest, GRAPHS[saved]
         try:
-            self._session = onnxruntime.InferenceSession(
+            self._session = onnxruntime().InferenceSession(
                 str(folder / graph), session_options(library, threads), providers=["CPUExecutionProvider"]
             )
         except RuntimeMissing:
             raise
         except Exception as error:  # See session_options.
-            raise ArtifactError(f"onnxruntime {onnxruntime.__version__} refuses {graph}: {error}") from error
+            raise ArtifactError(f"{installed_package()} refuses {graph}: {error}") from error
         self._loss = np.zeros((), np.float32)
         self._temperature = np.ones((), np.float32)
         given = {tensor.name for tensor in self._session.get_inputs()}
@@ -338,6 +350,7 @@ class ModuleRuntime:
         Raises:
             RuntimeMissing: this is a stock build.
         """
+        onnxruntime()  # Without the torch that the training API would bring.
         try:
             from onnxruntime.training import api
         except ImportError as error:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from edge_client import notify
 from edge_client.optimizer import Sgd
 from edge_client.runtime import Runtime
 from protocol.artifact import Manifest
@@ -148,6 +149,7 @@ class Trainer:
         return np.concatenate(shares) if shares else np.empty(0, np.float32)
 
     def _check(self, loss: float) -> float:
+        notify.beat()  # Once a step: a round may take longer than the watchdog waits.
         if not np.isfinite(loss):
             raise ArtifactError(
                 f"the training loss is {loss}: lower the learning rate, or check the examples"

@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sparsefleet {_version()}")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log what happens; -vv logs more")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_lab, _demo, _export, _data, _run, _client, _energy, _bench, _doctor, _chaos):
+    for add in (_lab, _demo, _export, _data, _run, _client, _energy, _bench, _doctor, _chaos, _device, _card):
         add(commands)
     return parser
 
@@ -322,6 +322,22 @@ def _doctor(commands: Subparsers) -> None:  # type: ignore[valid-type]
 
     text = "What is missing, wrong or slow on this machine, each with its cure."
     configure(_command(commands, "doctor", text, "sparsefleet doctor --client client.toml"))
+
+
+def _device(commands: Subparsers) -> None:  # type: ignore[valid-type]
+    from tools.device.command import configure
+
+    text = "Install, update or remove the client as a service of this board."
+    configure(_command(commands, "device", text, "sudo sparsefleet device update dist/sparsefleet-....whl"))
+
+
+def _card(commands: Subparsers) -> None:  # type: ignore[valid-type]
+    from tools.card.command import configure
+
+    text = "Prepare a flashed card: its board joins the fleet at its first boot, with no command typed there."
+    configure(
+        _command(commands, "card", text, "sparsefleet card --board rpi5 --out /media/you/bootfs --dry-run")
+    )
 
 
 def _bench(commands: Subparsers) -> None:  # type: ignore[valid-type]

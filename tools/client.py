@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import device_profiles
+from edge_client import notify
 from edge_client.config import ClientConfig, read, with_secrets
 from edge_client.daemon import Daemon
 from edge_client.energy.choose import choose
@@ -63,6 +64,7 @@ def run_client(options: argparse.Namespace) -> int:
     trust = Trust.at(Path(config.state), session)
     state = topics.of(STATE, config.client_id)
     will = Will(state, lambda nth: trust.seal(state, Leave(config.client_id, session, nth)))
+    notify.ready(f"{notify.CONNECTING} {config.broker.url}")
     transport = _connect(config, will)
     signal.signal(signal.SIGTERM, _leave)
     with contextlib.closing(transport):
@@ -75,6 +77,7 @@ def run_client(options: argparse.Namespace) -> int:
         try:
             daemon.run()
         finally:
+            notify.stopping()
             if recording is not None:
                 recording.close()
             link.leave()
@@ -111,6 +114,7 @@ def _connect(config: ClientConfig, will: Will) -> Transport:
             if time.monotonic() >= until_s:
                 raise
             log.warning("no connection yet reason=%s", error)
+            notify.beat()
             time.sleep(RETRY_S)
 
 

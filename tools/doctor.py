@@ -119,7 +119,7 @@ def _runtime() -> Check:
 
     versions = f"{installed_package()}, numpy {importlib.metadata.version('numpy')}"
     oldest = (1, 19)
-    if tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < oldest:
+    if tuple(int(part) for part in onnxruntime().__version__.split(".")[:2]) < oldest:
         return Check("runtime", "fail", versions, "pip install 'onnxruntime>=1.19.2'")
     return Check("runtime", "ok", versions)
 

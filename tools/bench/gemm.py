@@ -61,7 +61,7 @@ def session_step(
         [wire.Value(name, element[array.dtype], array.ndim) for name, array in feeds.items()],
         [wire.Value(name, wire.FLOAT, len(shape)) for name, shape in outputs.items()],
     )
-    session = onnxruntime.InferenceSession(
+    session = onnxruntime().InferenceSession(
         model, session_options(library_path(), threads), providers=["CPUExecutionProvider"]
     )
     binding = session.io_binding()

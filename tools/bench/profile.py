@@ -33,7 +33,7 @@ def measure(
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = f"{folder}/step"
-        session = onnxruntime.InferenceSession(
+        session = onnxruntime().InferenceSession(
             str(subject.folder / STEP), options, providers=["CPUExecutionProvider"]
         )
         feeds = _feeds(subject, batch_size, density, masks)

@@ -135,7 +135,7 @@ class Subject:
         return {name: value.shape for name, value in zip(names, found, strict=True)}
 
     def _session(self, step: bytes) -> Any:
-        return onnxruntime.InferenceSession(
+        return onnxruntime().InferenceSession(
             step, session_options(library_path(), 1), providers=["CPUExecutionProvider"]
         )
 
