@@ -43,7 +43,7 @@ from edge_client.session import Trainer
 from edge_client.spool import Spool
 from protocol import codec, commit
 from protocol.artifact import MANIFEST, MSE, Manifest, check, parse
-from protocol.blobs import ref_of
+from protocol.blobs import UPLOAD_CHUNK_BYTES, ref_of
 from protocol.errors import DigestMismatch, ProtocolError, TransportError, UserError
 from protocol.examples import Examples, load
 from protocol.layout import Layout
@@ -217,7 +217,7 @@ class Daemon:
             round_number=task.round_number,
             stage=task.stage,
             num_examples=self._num_examples,
-            body=ref_of(body),
+            body=ref_of(body, UPLOAD_CHUNK_BYTES),
             loss=trainer.loss,
             num_steps=trainer.num_steps,
             phases=self._meter.take(),

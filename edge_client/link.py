@@ -15,7 +15,7 @@ import msgspec
 
 from edge_client import notify
 from edge_client.trust import Trust
-from protocol.blobs import Assembly, BlobStore
+from protocol.blobs import UPLOAD_CHUNK_BYTES, Assembly, BlobStore
 from protocol.errors import ProtocolError, TransportError
 from protocol.messages import (
     BlobRef,
@@ -57,7 +57,7 @@ class Link:
         self._topics, self._client_id = topics, client_id
         self._orders: deque[Task | End] = deque()
         self._receipts: dict[str, Receipt] = {}
-        self._offered = BlobStore(0)
+        self._offered = BlobStore(0, chunk_bytes=UPLOAD_CHUNK_BYTES)
         self._assembly: Assembly | None = None
         self._join: Join | None = None
         self._current: Task | None = None
@@ -129,7 +129,7 @@ class Link:
 
     def offer(self, body: bytes) -> BlobRef:
         """Keep a body for the coordinator to fetch. Only the latest is kept."""
-        self._offered = BlobStore(len(body))
+        self._offered = BlobStore(len(body), chunk_bytes=UPLOAD_CHUNK_BYTES)
         return self._offered.put(body)
 
     def deliver(self, update: Update) -> Receipt:

@@ -28,14 +28,15 @@ import numpy as np
 from protocol.errors import DigestMismatch, LimitExceeded
 from protocol.messages import BlobRef
 
+# Large enough that a message's cost does not count. What a reference means that does not say it.
+CHUNK_BYTES = 128 * 1024
 # A broker hears nothing of a client while one of its packets is under way, and gives it up after 1.5
-# keep-alives of 15 s: at 32 kbit/s a chunk takes 16 s, at 64 kbit/s with lost segments 11 s. Large enough
-# that a message's cost does not count.
-CHUNK_BYTES = 64 * 1024
+# keep-alives of 15 s: at 32 kbit/s such a chunk takes 16 s, at 64 kbit/s with lost segments 11 s.
+UPLOAD_CHUNK_BYTES = 64 * 1024
 _chunk_header = struct.Struct("<II")
 MAX_CHUNK_PAYLOAD_BYTES = CHUNK_BYTES + _chunk_header.size
 
-WINDOW = 32  # Chunks asked for and not yet here, at most: 2 MiB.
+WINDOW = 16  # Chunks asked for and not yet here, at most: 2 MiB.
 FIRST_WINDOW = 4  # Before the link's rate is known.
 WINDOW_S = 4.0  # What is outstanding should arrive within this time.
 STALL_S = 2.0  # Without a new chunk for so long, something was lost.
@@ -47,14 +48,14 @@ _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 Buffer = bytes | bytearray | memoryview
 
 
-def ref_of(data: Buffer) -> BlobRef:
-    """Return the name and size of a body."""
-    return BlobRef(hashlib.sha256(data).hexdigest(), len(data))
+def ref_of(data: Buffer, chunk_bytes: int = CHUNK_BYTES) -> BlobRef:
+    """Return the name and size of a body, and of its chunks."""
+    return BlobRef(hashlib.sha256(data).hexdigest(), len(data), chunk_bytes)
 
 
-def num_chunks(size: int) -> int:
+def num_chunks(size: int, chunk_bytes: int = CHUNK_BYTES) -> int:
     """Return how many chunks a body of `size` bytes has; none if it is empty."""
-    return -(-size // CHUNK_BYTES)
+    return -(-size // chunk_bytes)
 
 
 def pack_chunk(index: int, data: Buffer) -> bytes:
@@ -93,7 +94,9 @@ class Assembly:
         self._begin()
 
     def _begin(self) -> None:
-        self._missing = dict.fromkeys(range(num_chunks(self.ref.size)))  # A set that keeps its order.
+        self._missing = dict.fromkeys(
+            range(num_chunks(self.ref.size, self.ref.chunk_bytes))
+        )  # A set that keeps its order.
         self._asked: dict[int, int] = {}  # Outstanding chunk -> number of the Want that asked for it.
         self._num_wants = 0
         self._num_new = 0  # Chunks since the last call of `wanted`.
@@ -121,7 +124,7 @@ class Assembly:
         if index not in self._missing:
             self.num_duplicates += 1
             return True
-        start = index * CHUNK_BYTES
+        start = index * self.ref.chunk_bytes
         self._body[start : start + len(data)] = data
         del self._missing[index]
         self._num_new += 1
@@ -136,7 +139,7 @@ class Assembly:
             return 0, None
         index, crc = _chunk_header.unpack_from(payload)
         data = memoryview(payload)[_chunk_header.size :]
-        expected = min(CHUNK_BYTES, self.ref.size - index * CHUNK_BYTES)
+        expected = min(self.ref.chunk_bytes, self.ref.size - index * self.ref.chunk_bytes)
         is_sound = 0 < expected == len(data) and zlib.crc32(data) == crc
         return index, data if is_sound else None
 
@@ -220,9 +223,9 @@ class BlobStore:
     Not thread-safe.
     """
 
-    def __init__(self, max_bytes: int, directory: Path | None = None) -> None:
+    def __init__(self, max_bytes: int, directory: Path | None = None, chunk_bytes: int = CHUNK_BYTES) -> None:
         """Take over what is in the directory, oldest first by modification time; create it if absent."""
-        self.max_bytes = max_bytes
+        self.max_bytes, self.chunk_bytes = max_bytes, chunk_bytes
         self._directory = directory
         self._sizes: dict[str, int] = {}  # In the order of use.
         self._bodies: dict[str, bytes] = {}  # Without a directory: all. With one: the last that was read.
@@ -250,7 +253,7 @@ class BlobStore:
         Raises:
             LimitExceeded: it does not fit beside the pinned ones.
         """
-        ref = ref_of(data)
+        ref = ref_of(data, self.chunk_bytes)
         if self.get(ref.digest) is not None:
             return ref
         self._make_room(ref.size)
@@ -282,9 +285,10 @@ class BlobStore:
     def chunk(self, digest: str, index: int) -> bytes | None:
         """Return a chunk as it travels, or None if the body or the index does not exist here."""
         body = self.get(digest)
-        if body is None or not 0 <= index < num_chunks(len(body)):
+        if body is None or not 0 <= index < num_chunks(len(body), self.chunk_bytes):
             return None
-        return pack_chunk(index, memoryview(body)[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES])
+        begin = index * self.chunk_bytes
+        return pack_chunk(index, memoryview(body)[begin : begin + self.chunk_bytes])
 
     def pin(self, digest: str) -> None:
         """Keep it whatever comes; it need not be here yet."""
@@ -342,7 +346,7 @@ class Publisher:
                 break  # So that memory is bounded by what can be published in that time.
             del self._published_s[key]
         body = self._store.get(digest)
-        end = num_chunks(len(body)) if body is not None else 0
+        end = num_chunks(len(body), self._store.chunk_bytes) if body is not None else 0
         due = [
             chunk
             for chunk in dict.fromkeys(chunks)

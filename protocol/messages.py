@@ -47,11 +47,12 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=False, tag_fiel
     """Base of all messages."""
 
 
-class BlobRef(msgspec.Struct, frozen=True):
-    """A body by content: SHA-256 of its bytes, and how many there are."""
+class BlobRef(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A body by content: SHA-256 of its bytes, how many there are, and how many travel at a time."""
 
     digest: Digest
     size: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+    chunk_bytes: Annotated[int, msgspec.Meta(ge=1024, le=128 * 1024)] = 128 * 1024
 
 
 class Join(Message, frozen=True, tag="join"):

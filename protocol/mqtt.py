@@ -315,6 +315,8 @@ class MqttTransport:
             self._in_flight_bytes += num_bytes
 
     def _has_room(self, num_bytes: int) -> bool:
+        if not self._in_flight_packets:
+            return True  # However large it is.
         return (
             self._in_flight_packets < MAX_IN_FLIGHT_PACKETS
             and self._in_flight_bytes + num_bytes <= MAX_IN_FLIGHT_BYTES

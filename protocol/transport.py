@@ -20,7 +20,7 @@ from typing import ClassVar, Protocol
 
 from protocol.errors import TransportError
 
-# A queue that has grown this long belongs to a receiver that has stopped. Chunks have 64 KiB, so
+# A queue that has grown this long belongs to a receiver that has stopped. Chunks have up to 128 KiB, so
 # bytes are what fills memory; packets are what fills time.
 MAX_QUEUED_PACKETS = 10_000
 MAX_QUEUED_BYTES = 128 << 20

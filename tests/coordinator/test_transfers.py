@@ -11,7 +11,7 @@ from protocol.topics import BLOB_DOWN, FETCH, Topics
 from protocol.transport import Loopback, LoopbackHub
 
 TOPICS = Topics("fleet")
-BODY = np.random.default_rng(0).bytes(150_000)  # Three chunks.
+BODY = np.random.default_rng(0).bytes(300_000)  # Three chunks.
 REF = ref_of(BODY)
 TOPIC = TOPICS.of(BLOB_DOWN, digest=REF.digest)
 
