@@ -7,6 +7,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -53,6 +54,11 @@ PARTS = {
         "A body's bytes beside the entropy bound, and the time to code and read it.",
         "codec --size 1000000 --density 0.05 --values f16",
         "size density values seconds json",
+    ),
+    "load": (
+        "How many clients one coordinator bears: connections and updates are real, training is not.",
+        "load --artifact artifacts/mlp --data data --clients 1000 --density 0.05",
+        "artifact data clients rounds density json",
     ),
     "table": (
         "The engine's targets beside what is measured here; minutes.",
@@ -101,6 +107,9 @@ def _options() -> dict[str, dict[str, Any]]:
         "threads": {"type": _positive, "default": 1, "help": "of every side; default 1"},
         "seconds": {"type": float, "help": "time given to each side of a measurement; default 4, layers 1"},
         "client-python": {"default": sys.executable, "metavar": "PYTHON", "help": python},
+        "data": {"type": Path, "metavar": "FOLDER", "help": "with test.npz, of `sparsefleet data split`"},
+        "clients": {"type": _positive, "default": 1000, "help": "default 1000"},
+        "rounds": {"type": _positive, "default": 3, "help": "default 3"},
         "structured": {
             "type": Path,
             "nargs": "+",
@@ -222,6 +231,20 @@ def _calibrate(options: argparse.Namespace) -> int:
     if options.state is not None:
         text.append(f"kept in {calibrate.keep(options.state, found)}")
     _show(options, found, text)
+    return 0
+
+
+def _load(options: argparse.Namespace) -> int:
+    from tools.bench import load
+
+    if options.artifact is None or options.data is None:
+        raise ConfigError(
+            "give --artifact and --data: `sparsefleet export` and `sparsefleet data split` make them"
+        )
+    found = load.measure(
+        options.clients, options.rounds, options.artifact, options.density or 0.05, options.data
+    )
+    _show(options, asdict(found), load.line(found))
     return 0
 
 
