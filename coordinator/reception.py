@@ -162,7 +162,7 @@ class Reception:
             if address.kind == STATE:
                 self._state(message)
             elif address.kind == WANT and isinstance(message, Want):
-                self._down.want(message, self._clock())
+                self._down.want(client_id, message, self._clock())
             elif address.kind == UPDATE:
                 self._from_client(message)
         except NotAdmitted as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Iterable
 
 from protocol.blobs import RESEND_S, Assembly, BlobStore, Publisher
@@ -19,6 +20,9 @@ STORE_BYTES = 2 << 30
 # A cohort asks within milliseconds of each other. Waiting this long before the first publication
 # lets all of them subscribe, so that nobody misses it and waits for the repetition.
 GATHER_S = 0.05
+# After a broker's restart clients come back within a second of each other. Whoever is back first would have
+# chunks published that the others miss, and that all receive again.
+RETURN_S = 1.5
 
 
 class Downlink:
@@ -31,6 +35,9 @@ class Downlink:
         # Where packets take no time, who asks for what was just published has missed it.
         self._publisher = Publisher(self._store, RESEND_S if transport.is_remote else GATHER_S)
         self._pending: dict[str, dict[int, float]] = {}  # digest -> chunk -> when it was first wanted
+        # Who has asked for a digest since when: for so long it has heard what was published of it.
+        self._listening_s: dict[str, dict[str, float]] = {}
+        self._connections, self._quiet_until_s = transport.connections, -math.inf
 
     def offer(self, data: bytes) -> BlobRef:
         """Put a body on offer."""
@@ -41,16 +48,33 @@ class Downlink:
         for digest in digests:
             self._store.remove(digest)
             self._pending.pop(digest, None)
+            self._listening_s.pop(digest, None)
 
-    def want(self, message: Want, now_s: float) -> None:
-        """Note what a client needs."""
-        if message.digest in self._store:
-            chunks = self._pending.setdefault(message.digest, {})
-            for chunk in message.chunks:
+    def want(self, client_id: str, message: Want, now_s: float) -> None:
+        """Note what a client needs.
+
+        Left out: what was published just now and is on its way to it, since it was listening already. The
+        others of the cohort asked a moment earlier; to publish it again would send it to all of them.
+        """
+        digest = message.digest
+        if digest not in self._store:
+            return
+        since_s = self._listening_s.setdefault(digest, {}).setdefault(client_id, now_s)
+        chunks = self._pending.setdefault(digest, {})
+        for chunk in message.chunks:
+            published_s = self._publisher.published_s(digest, chunk, now_s)
+            if published_s is None or published_s <= since_s:
                 chunks.setdefault(chunk, now_s)
 
     def tick(self, now_s: float) -> None:
         """Publish what is due. A chunk that was published just now stays pending until it may be repeated."""
+        if self._transport.connections != self._connections:
+            self._connections = self._transport.connections
+            self._quiet_until_s = now_s + (RETURN_S if self._transport.is_remote else 0.0)
+            self._listening_s.clear()
+            self._pending.clear()  # Who still needs it asks again: their connection was a new one, too.
+        if now_s < self._quiet_until_s:
+            return
         for digest, chunks in list(self._pending.items()):
             gathered = [chunk for chunk, since_s in chunks.items() if now_s - since_s >= GATHER_S]
             for index in self._publisher.due(digest, gathered, now_s):
@@ -69,6 +93,7 @@ class Uplink:
         """Nothing is on its way."""
         self._transport, self._topics = transport, topics
         self._assemblies: dict[str, Assembly] = {}
+        self._connections = transport.connections
 
     def begin(self, client_id: str, ref: BlobRef, max_bytes: int) -> None:
         """Fetch a client's body; what is there of the same one is not fetched again, another is forgotten.
@@ -111,7 +136,11 @@ class Uplink:
         self._assemblies = {client: one for client, one in self._assemblies.items() if client in client_ids}
 
     def tick(self, now_s: float) -> None:
-        """Ask for what is missing."""
+        """Ask for what is missing; all of it after a reconnect, when what was on its way is lost."""
+        if self._transport.connections != self._connections:
+            self._connections = self._transport.connections
+            for assembly in self._assemblies.values():
+                assembly.ask_again()
         for client_id, assembly in self._assemblies.items():
             wanted = assembly.wanted(now_s)
             if wanted:

@@ -62,6 +62,7 @@ class Link:
         self._join: Join | None = None
         self._current: Task | None = None
         self._announced = 0
+        self._asked_s = 0.0  # When the coordinator last asked for chunks.
         self._coordinator_session: int | None = None
         for topic_filter in topics.client_filters(client_id):
             transport.subscribe(topic_filter)
@@ -108,9 +109,12 @@ class Link:
         assembly = self._assembly = Assembly(ref, max_bytes)
         self.transport.subscribe(topic)
         try:
-            progress_s, missing = time.monotonic(), -1
+            progress_s, missing, connections = time.monotonic(), -1, self.transport.connections
             while not assembly.is_complete:
                 now_s = time.monotonic()
+                if self.transport.connections != connections:
+                    connections = self.transport.connections
+                    assembly.ask_again()
                 if len(assembly.missing) != missing:
                     progress_s, missing = now_s, len(assembly.missing)
                 if now_s - progress_s > PATIENCE_S:
@@ -140,10 +144,10 @@ class Link:
 
         Raises:
             Superseded: a new order came; the coordinator no longer cares.
-            TransportError: nothing came for two minutes.
+            TransportError: nothing was asked for two minutes, however long the body takes.
         """
-        digest, begin_s = update.body.digest, time.monotonic()
-        while time.monotonic() - begin_s < PATIENCE_S:
+        digest, self._asked_s = update.body.digest, time.monotonic()
+        while time.monotonic() - self._asked_s < PATIENCE_S:
             self.say(update)
             said_at = self.transport.connections
             self._pump(lambda at=said_at: self._is_answered(digest, at), REPEAT_S)  # type: ignore[misc]
@@ -211,6 +215,7 @@ class Link:
 
     def _serve(self, want: Want) -> None:
         """Publish the chunks that the coordinator asks for."""
+        self._asked_s = time.monotonic()
         topic = self._topics.of(BLOB_UP, self._client_id, want.digest)
         for index in want.chunks:
             chunk = self._offered.chunk(want.digest, index)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coordinator.transfers import GATHER_S, Downlink, Uplink
+from coordinator.transfers import GATHER_S, RETURN_S, Downlink, Uplink
 from protocol.blobs import RESEND_S, Assembly, BlobStore, pack_chunk, ref_of
 from protocol.errors import LimitExceeded
 from protocol.messages import Want, decode
@@ -25,7 +25,7 @@ def test_one_publication_serves_a_cohort_that_asks_at_once():
         transport.subscribe(TOPIC)
         wanted = assembly.wanted(0.0)
         assert wanted is not None
-        down.want(Want(REF.digest, wanted), now_s=0.005 * n)
+        down.want(f"client-{n}", Want(REF.digest, wanted), now_s=0.005 * n)
         down.tick(0.005 * n)
     down.tick(GATHER_S + 0.001)
     down.tick(GATHER_S + 0.3)
@@ -45,15 +45,52 @@ def test_whoever_asks_after_the_publication_gets_its_repetition(is_remote, monke
     hub = LoopbackHub()
     down = Downlink(hub.connect("coordinator"), TOPICS)
     down.offer(BODY)
-    down.want(Want(REF.digest, [0]), 0.0)
+    down.want("a", Want(REF.digest, [0]), 0.0)
     down.tick(0.1)
     late = hub.connect("late")
     late.subscribe(TOPIC)
-    down.want(Want(REF.digest, [0]), 0.2)
+    down.want("late", Want(REF.digest, [0]), 0.2)
     down.tick(0.3)
     assert (late.receive(0) is None) == is_remote
     down.tick(0.1 + RESEND_S + 0.01)
     assert (late.receive(0) is None) != is_remote
+
+
+def test_what_is_on_its_way_to_a_listener_is_not_published_again(monkeypatch):
+    """Its Want crossed the chunk, which another one had asked for. Were the chunk lost, it would ask again."""
+    monkeypatch.setattr(Loopback, "is_remote", True)
+    hub = LoopbackHub()
+    down, client = Downlink(hub.connect("coordinator"), TOPICS), hub.connect("b")
+    down.offer(BODY)
+    client.subscribe(TOPIC)
+    down.want("b", Want(REF.digest, [0]), 0.0)
+    down.want("a", Want(REF.digest, [0, 1]), 0.0)
+    down.tick(0.1)
+    down.want("b", Want(REF.digest, [1]), 0.2)
+    down.tick(0.1 + RESEND_S + 0.1)
+    assert [client.receive(0) is not None for _ in range(3)] == [True, True, False]
+    down.want("b", Want(REF.digest, [1]), 3.0)
+    down.tick(3.1)
+    assert client.receive(0) is not None
+
+
+def test_after_a_reconnect_nothing_is_published_until_the_others_are_back(monkeypatch):
+    monkeypatch.setattr(Loopback, "is_remote", True)
+    hub = LoopbackHub()
+    down, client = Downlink(hub.connect("coordinator"), TOPICS), hub.connect("a")
+    down.offer(BODY)
+    client.subscribe(TOPIC)
+    down.want("a", Want(REF.digest, [0]), 0.0)
+    hub.restart()
+    down.tick(10.0)
+    down.want("a", Want(REF.digest, [1]), 10.1)
+    down.tick(10.0 + RETURN_S - 0.1)
+    assert client.receive(0) is None
+    down.tick(10.0 + RETURN_S + 0.1)
+    packet = client.receive(0)
+    assert packet is not None
+    assert packet.payload[0] == 1
+    assert client.receive(0) is None
 
 
 def test_what_was_withdrawn_is_not_published():
@@ -61,9 +98,9 @@ def test_what_was_withdrawn_is_not_published():
     down, client = Downlink(hub.connect("coordinator"), TOPICS), hub.connect("client")
     client.subscribe(TOPIC)
     down.offer(BODY)
-    down.want(Want(REF.digest, [0, 1, 99]), 0.0)
+    down.want("a", Want(REF.digest, [0, 1, 99]), 0.0)
     down.withdraw([REF.digest])
-    down.want(Want(REF.digest, [0]), 0.0)
+    down.want("a", Want(REF.digest, [0]), 0.0)
     down.tick(1.0)
     assert client.receive(0) is None
 

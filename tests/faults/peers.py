@@ -1,4 +1,4 @@
-"""Protocol clients: the client's own link and transport, with updates by a rule in place of training.
+"""Protocol clients: the client's own link, signatures and transport, with updates by a rule in place of training.
 
     with Fleet(folder, rounds=3, sizes=10_000) as fleet:   # over Loopback, or over brokers with urls
         fleet.start(); final = fleet.run()
@@ -18,15 +18,19 @@ from pathlib import Path
 
 import numpy as np
 
+from coordinator.admission import Admission
 from coordinator.experiment import CohortConfig, Experiment
+from coordinator.registry import Registry
 from coordinator.report import RunFolder
 from coordinator.service import Coordinator
 from edge_client.link import Link, Superseded
+from edge_client.trust import Trust
 from protocol import artifact as artifacts
 from protocol import codec, mqtt
 from protocol.errors import TransportError
+from protocol.identity import Key
 from protocol.layout import DENSE, PRUNABLE, Layout
-from protocol.messages import End, Join, Leave, Phase, Receipt, Task, Training, Update, encode
+from protocol.messages import End, Join, Leave, Phase, Receipt, Task, Training, Update
 from protocol.method import Global
 from protocol.sparse import Mask, SparseVector
 from protocol.topics import STATE, Topics
@@ -34,7 +38,7 @@ from protocol.transport import LoopbackHub, Transport, Will
 from tests.conftest import FLEET, USERS
 from tests.faults.tally import Tally, tally
 
-TOPICS = Topics(FLEET)
+TOPICS, COORDINATOR = Topics(FLEET), Key.generate()
 BIAS = 8
 PHASES = [Phase("train", 0.0, 0.0, None, None, "none")]
 
@@ -64,9 +68,10 @@ class Peer:
         self.verdicts: list[Receipt] = []
         self.problem: BaseException | None = None
         self.abandoned = 0  # Deliveries or downloads that were given up.
-        will = Will(TOPICS.of(STATE, client_id), encode(Leave(client_id, session)))
+        state, trust = TOPICS.of(STATE, client_id), Trust(Key.generate(), session, COORDINATOR.public)
+        will = Will(state, lambda nth: trust.seal(state, Leave(client_id, session, nth)))
         self.transport = connect(client_id, will)
-        self.link = Link(self.transport, TOPICS, client_id)
+        self.link = Link(self.transport, TOPICS, client_id, trust)
         self.session = session
         self.thread = threading.Thread(target=self._run, name=client_id, daemon=True)
 
@@ -185,6 +190,7 @@ class Fleet:
             self.connect("coordinator"),
             RunFolder(self.folder, self.experiment),
             None,
+            admission=Admission(COORDINATOR, 1, Registry(), Registry()),
         )
         for peer in self.peers:
             peer.start()

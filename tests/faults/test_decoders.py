@@ -12,10 +12,16 @@ import numpy as np
 import pytest
 import zstandard
 
+from coordinator.admission import Admission
+from coordinator.registry import Device, Registry
+from edge_client.trust import Trust
 from protocol import artifact, blobs, codec, messages
 from protocol import header as header_of
 from protocol.errors import ArtifactError, DigestMismatch, ProtocolError
+from protocol.identity import Key
 from protocol.sparse import Mask, SparseVector
+from protocol.topics import Topics
+from protocol.transport import Packet
 from tests.faults.memory import taken
 from tests.faults.record import full
 
@@ -96,6 +102,36 @@ def test_flipped_bits_of_a_body_are_refused(fault):
                 with pytest.raises(DigestMismatch):
                     assembly.bytes()
         row.trials += 1
+
+
+def test_flipped_bits_of_a_signed_message_are_refused(fault):
+    """At the coordinator's door, and at the device's."""
+    row, draw = fault(10), random.Random(1)
+    device, coordinator, place = Key.generate(), Key.generate(), Topics("lab")
+    door = Admission(coordinator, 1, Registry())
+    door.listed.put(Device("pi-1", device.public))
+    trust = Trust(device, 1, coordinator.public)
+    said = messages.Refusal("pi-1", "run", 3, "no memory")
+    state, update, task = (place.of(kind, "pi-1") for kind in ("state", "update", "task"))
+    join = messages.Join("pi-1", 1, 10, "runtime", "kernels", "profile", "energy")
+    door.open(place.parse(state), Packet(state, trust.seal(state, join)))
+    up = [(update, trust.seal(update, said)) for _ in range(10)]
+    down = [(task, door.seal("pi-1", task, messages.End("run"))) for _ in range(10)]
+
+    def at_the_door(topic: str, payload: bytes) -> messages.AnyMessage:
+        return door.open(place.parse(topic), Packet(topic, payload))
+
+    for number in range(10_000):
+        topic, sound = draw.choice(up if number % 2 else down)
+        damaged = bytearray(sound)
+        bit = draw.randrange(8 * len(damaged))
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ProtocolError):
+            (at_the_door if number % 2 else trust.open)(topic, bytes(damaged))
+        row.trials += 1
+    # And all of them are good as they are.
+    assert all(at_the_door(topic, sound) == said for topic, sound in up)
+    assert all(trust.open(topic, sound) == messages.End("run") for topic, sound in down)
 
 
 # Row 11

@@ -11,17 +11,23 @@ import time
 import numpy as np
 import pytest
 
+from coordinator.admission import Admission
 from coordinator.fleet import Fleet as Population
+from coordinator.registry import Registry
 from coordinator.transfers import Downlink
 from edge_client.link import Link
+from edge_client.trust import Trust
 from protocol import mqtt, topics
 from protocol.blobs import CHUNK_BYTES, ref_of
-from protocol.messages import Join, Leave, Want, decode, encode
+from protocol.errors import ProtocolError
+from protocol.identity import Key
+from protocol.messages import Join, Leave, Want, decode
 from protocol.transport import Will
 from tests.conftest import USERS
 from tests.faults.memory import resident_bytes
-from tests.faults.peers import TOPICS, Fleet, undisturbed
+from tests.faults.peers import COORDINATOR, TOPICS, Fleet, undisturbed
 from tests.faults.record import full
+from tools.chaos.proxy import FaultProxy
 
 STATE = TOPICS.of(topics.STATE, "pi-1")
 
@@ -53,13 +59,13 @@ def test_a_download_goes_on_after_the_broker_was_restarted(fault, broker):
             if packet is not None:
                 message = decode(packet.payload)
                 if isinstance(message, Want):
-                    down.want(message, time.monotonic())
+                    down.want(packet.topic, message, time.monotonic())
             down.tick(time.monotonic())
 
     server = threading.Thread(target=serve)
     server.start()
     transports = [connect(broker, f"pi-{n}") for n in range(clients)]
-    links = [Link(transport, TOPICS, f"pi-{n}") for n, transport in enumerate(transports)]
+    links = [Link(one, TOPICS, f"pi-{n}", Trust(Key.generate(), 1)) for n, one in enumerate(transports)]
     ref = ref_of(body)
     try:
         for _ in range(full(10, 2)):
@@ -98,49 +104,93 @@ def test_a_download_goes_on_after_the_broker_was_restarted(fault, broker):
 # Row 19
 
 
+class Coordinator:
+    """What a coordinator knows of one client, at its door and behind it."""
+
+    def __init__(self, broker, session: int) -> None:
+        self.population, self.admission = (
+            Population(),
+            Admission(COORDINATOR, session, Registry(), Registry()),
+        )
+        self.transport = connect(broker, "coordinator")
+        self.transport.subscribe(STATE)
+        self.transport.publish(TOPICS.of(topics.HELLO), self.admission.hello(online=True), retain=True)
+
+    def settle(self) -> None:
+        """Take in states until none has come for a second."""
+        while (packet := self.transport.receive(1.0)) is not None:
+            with contextlib.suppress(ProtocolError):
+                message = self.admission.open(TOPICS.parse(packet.topic), packet)
+                if isinstance(message, Join):
+                    self.population.join(message)
+                elif isinstance(message, Leave):
+                    self.population.leave(message)
+
+    def sees(self, session: int) -> bool:
+        found = self.population.present.get("pi-1")
+        return found is not None and found.session == session
+
+
+class Device:
+    """One start of the client `pi-1`."""
+
+    def __init__(self, broker, key: Key, session: int) -> None:
+        trust = Trust(key, session, COORDINATOR.public)
+        will = Will(STATE, lambda nth: trust.seal(STATE, Leave("pi-1", session, nth)))
+        self.transport = connect(broker, "pi-1", will)
+        self.link = Link(self.transport, TOPICS, "pi-1", trust)
+        self.link.announce(Join("pi-1", session, 10, "peer", "none", "peer", "none"))
+
+    def live(self, seconds: float) -> None:
+        """Do what a waiting client does."""
+        self.link.next_order(seconds)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("restarts", [True, False], ids=["restarted", "reconnected"])
-def test_a_stale_will_never_makes_a_client_vanish(fault, broker, restarts):
-    """A client vanishes without a farewell and is back at once: as a new session, or as the same one."""
-    row = fault(19)
-    population, coordinator = Population(), connect(broker, "coordinator")
-    coordinator.subscribe(STATE)
-    races, session, device = full(500, 30) // 2, 1, None
-    try:
-        for race in range(races):
-            session += restarts
-            mark = race + 1
-            before = device
-            device = connect(broker, "pi-1", Will(STATE, encode(Leave("pi-1", session))))
-            device.publish(STATE, encode(join(session, mark)), retain=True)
-            if before is not None:
-                before.kill()  # Its socket was open still: the broker had to notice by itself.
-            if race % 3 == 0:
-                device.kill()
-                device = connect(broker, "pi-1", Will(STATE, encode(Leave("pi-1", session))))
-                device.publish(STATE, encode(join(session, mark)), retain=True)
+def test_a_client_that_is_back_at_once_is_never_taken_for_gone(fault, broker):
+    """Killed and started again: the will of the old connection comes before, between or after the new states."""
+    row, key, device = fault(19), Key.generate(), None
+    first = Coordinator(broker, 1)
+    races = full(400, 30)
+    for session in range(1, races + 1):
+        before, device = device, Device(broker, key, session)
+        if before is not None:
+            # Its socket may have been open still: the broker had to notice by itself.
+            threading.Thread(target=before.transport.kill).start()
+        row.trials += 1
+    first.settle()
+    assert first.sees(races)
+    first.transport.close()
+    second = Coordinator(broker, 2)  # It hears what is retained, which may be a will, and says hello.
+    device.live(1.0)
+    second.settle()
+    assert second.sees(races)
+    second.transport.close()
+    device.transport.close()
+
+
+@pytest.mark.slow
+def test_a_client_that_reconnects_is_never_taken_for_gone(fault, broker):
+    """The same process loses its connection again and again, by a reset in the network."""
+    row, first = fault(19), Coordinator(broker, 1)
+    with FaultProxy("127.0.0.1", broker.port) as proxy:
+        device = Device(proxy, Key.generate(), 7)
+        for race in range(full(100, 4)):
+            connections = device.transport.connections
+            proxy.cut()
+            until_s = time.monotonic() + 30
+            while device.transport.connections == connections:
+                assert time.monotonic() < until_s
+                device.live(0.05)
             row.trials += 1
-        settle(coordinator, population)
-        assert "pi-1" in population.present
-        assert population.present["pi-1"].session == session
-    finally:
-        for transport in (device, coordinator):
-            if transport is not None:
-                transport.close()
-
-
-def join(session: int, num_examples: int) -> Join:
-    return Join("pi-1", session, num_examples, "peer", "none", "peer", "none")
-
-
-def settle(coordinator, population: Population) -> None:
-    """Take in states until none has come for a second."""
-    while (packet := coordinator.receive(1.0)) is not None:
-        message = decode(packet.payload) if packet.payload else None
-        if isinstance(message, Join):
-            population.join(message)
-        elif isinstance(message, Leave):
-            population.leave(message)
+            if race % 5 == 0:
+                first.settle()
+                assert first.sees(7)
+        device.live(0.5)
+        first.settle()
+        assert first.sees(7)
+        device.transport.close()
+    first.transport.close()
 
 
 # Row 27
