@@ -61,6 +61,7 @@ class Peer:
         work: Callable[[Task], bytes],
         session: int = 1,
         fetches: bool = False,
+        obeys: bytes | None = COORDINATOR.public,
     ) -> None:
         """`work` returns the body of a task's update; with `fetches` the weights are downloaded first."""
         self.client_id, self._work, self._fetches = client_id, work, fetches
@@ -68,7 +69,7 @@ class Peer:
         self.verdicts: list[Receipt] = []
         self.problem: BaseException | None = None
         self.abandoned = 0  # Deliveries or downloads that were given up.
-        state, trust = TOPICS.of(STATE, client_id), Trust(Key.generate(), session, COORDINATOR.public)
+        state, trust = TOPICS.of(STATE, client_id), Trust(Key.generate(), session, obeys)
         will = Will(state, lambda nth: trust.seal(state, Leave(client_id, session, nth)))
         self.transport = connect(client_id, will)
         self.link = Link(self.transport, TOPICS, client_id, trust)
