@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import time
 
+import numpy as np
 import pytest
 
+from protocol import mqtt
 from tests.faults.peers import Fleet, undisturbed
 from tests.faults.record import full
 from tools.chaos.proxy import FaultProxy
@@ -54,6 +57,29 @@ def test_an_update_passes_a_slow_lossy_link(fault, mosquitto, tmp_path):
     row.is_partial = num_bytes < 1_000_000
     assert fleet.tally() == (1, 0, 0)
     assert weights.tobytes() == undisturbed(tmp_path / "undisturbed", **facts).tobytes()
+
+
+def test_a_thousand_clients_do_not_come_back_at_once(fault, monkeypatch):
+    """The waits that the transport chooses after a broker's end: by chance, and ever longer."""
+    row = fault(25)
+    returns: list[list[float]] = []
+    for number in range(1000):
+        monkeypatch.setattr(mqtt.random, "uniform", random.Random(number).uniform)
+        transport = mqtt.MqttTransport("mqtt://nowhere", f"pi-{number}", "", "", None, 60, None)
+        transport._connections = 1
+        waits: list[float] = []
+        monkeypatch.setattr(transport._client, "reconnect_delay_set", lambda least, most: waits.append(least))  # noqa: B023
+        for _ in range(8):
+            transport._on_connect_fail(None, None)
+        assert min(waits) >= mqtt.RECONNECT_S_MIN
+        assert sum(waits) >= len(waits)  # At most one attempt a second.
+        returns.append(list(np.cumsum(waits)))
+        row.trials += 1
+    # A broker that is away for a minute: when does each come to it first?
+    back = [min(at for at in one if at >= 60) for one in returns]
+    assert max(back) - min(back) >= 10
+    busiest = np.histogram(back, np.arange(60, 90))[0].max()
+    assert busiest <= 150  # Of a thousand in any one second.
 
 
 # Row 26
