@@ -70,7 +70,6 @@ def test_a_card_becomes_a_device_that_trains(root, tmp_path, federate):
     split(source="digits", out=home / "data", clients=1, how="iid", alpha=1.0, seed=0)
     one = federate(home, 1)
     one.write({"name": "fedpai", "density": 0.1}, rounds=1, deadline_s=240, join_timeout_s=240)
-    one.start_coordinator("--out", str(one.out))
 
     system, card = SYSTEMS["bookworm"], root / "boot/firmware"
     wheel = wheels.build(ROOT, tmp_path / "dist", "aarch64")
@@ -106,6 +105,7 @@ def test_a_card_becomes_a_device_that_trains(root, tmp_path, federate):
     assert 100e6 < sum(path.stat().st_size for path in installed) < INSTALL_BYTES
 
     # The second boot: the unit's client joins the coordinator of this machine, trains and reports.
+    one.start_coordinator("--out", str(one.out))
     unit = (root / "etc/systemd/system/sparsefleet.service").read_text()
     (command,) = [
         line.partition("=")[2].split() for line in unit.splitlines() if line.startswith("ExecStart=")
