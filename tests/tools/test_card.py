@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import lzma
 import shutil
 import stat
 import subprocess
@@ -198,6 +200,41 @@ def test_bookworms_script_is_clean_and_named_on_the_command_line_once(
     assert "user-secret" not in text
 
 
+IMAGERS = """\
+#!/bin/sh
+
+set +e
+
+echo pi5 >/etc/hostname
+rm -f /boot/firstrun.sh
+sed -i 's| systemd.run.*||g' /boot/cmdline.txt
+exit 0
+"""
+
+
+def test_what_imager_has_set_up_is_kept(everything, tmp_path, monkeypatch, capsys):
+    card = boot_partition(tmp_path / "card", issue_txt=BOOKWORM)
+    before = (card / "cmdline.txt").read_text()
+    with pytest.raises(AssertionError):  # Exit code 2: nothing is there to be kept.
+        written("rpi5", "bookworm", [*everything, "--keep"], card, monkeypatch)
+    assert "has set up nothing" in capsys.readouterr().err
+    (card / "firstrun.sh").write_text(IMAGERS)
+    for _ in range(2):
+        written("rpi5", "bookworm", [*everything, "--keep"], card, monkeypatch)
+    ours = "sh /boot/firmware/sparsefleet/install.sh --no-start >/boot/firmware/sparsefleet/first-boot.log 2>&1\n"
+    assert (card / "firstrun.sh").read_text() == IMAGERS.replace("rm -f", ours + "rm -f")
+    assert (card / "cmdline.txt").read_text() == before
+
+    card = boot_partition(
+        tmp_path / "trixie", issue_txt=TRIXIE, user_data="#cloud-config\nuser: {name: me}\n"
+    )
+    written("rpi5", "trixie", [*everything, "--keep"], card, monkeypatch)
+    assert (card / "user-data").read_text() == "#cloud-config\nuser: {name: me}\n"
+    assert not (card / "network-config").exists()
+    done = subprocess.run([tool("shellcheck"), card / "vendor-data"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_a_network_of_any_name_survives_the_keyfile():
     assert "ssid=79;39;" in keyfile(forms.Wifi(SSID, "0" * 64, "DE"))
     assert "ssid=Plain net-5\n" in keyfile(forms.Wifi("Plain net-5", "0" * 64, "DE"))
@@ -245,6 +282,26 @@ def test_a_jetson_gets_a_folder_to_copy_or_a_unit_in_its_root(everything, tmp_pa
     done = subprocess.run(verify, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert unit.name not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(("suffix", "form"), [(".img", "systemd"), (".img.xz", "systemd")])
+def test_imager_gets_the_digest_of_the_unpacked_image_and_its_form(suffix, form, tmp_path, capsys):
+    content = b"image" * 100_000
+    image = tmp_path / f"raspios{suffix}"
+    image.write_bytes(lzma.compress(content) if suffix.endswith("xz") else content)
+    command = ["card", "--board", "rpi5", "--os", "bookworm", "--imager", str(image)]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    (entry,) = json.loads((tmp_path / "out/sparsefleet.rpi-imager-manifest").read_text())["os_list"]
+    assert entry["extract_sha256"] == hashlib.sha256(content).hexdigest()
+    assert entry["extract_size"] == len(content)
+    assert entry["image_download_size"] == image.stat().st_size
+    assert entry["init_format"] == form
+    required = {"name", "description", "icon", "url", "extract_size", "extract_sha256", "image_download_size"}
+    assert required | {"release_date", "devices"} <= set(entry)
+    if suffix.endswith("xz"):
+        image.write_bytes(b"damaged")
+        assert main([*command, "--out", str(tmp_path / "other")]) == 2
+        assert "cannot be read" in capsys.readouterr().err
 
 
 def test_a_card_that_is_too_small_is_refused_before_anything_is_written(tmp_path, monkeypatch):

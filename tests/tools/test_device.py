@@ -265,11 +265,14 @@ def test_a_good_update_runs_and_keeps_the_way_back(service, tree, house, tmp_pat
 
 
 @pytest.mark.slow
-def test_an_update_that_crashes_at_start_is_undone_within_a_minute(service, tree, house, tmp_path, capsys):
-    """Fault 31."""
-    begin_s = time.monotonic()
+def test_an_update_that_crashes_at_start_is_undone_within_a_minute(
+    service, tree, house, tmp_path, capsys, fault
+):
+    row, begin_s = fault(31), time.monotonic()
+    row.trials = 1
     assert update(tree, repacked(ours(house), tmp_path, "9.0.0", CRASHES)) == 2
     await_status(service, "joined")
+    row.recovered(time.monotonic() - begin_s)
     assert time.monotonic() - begin_s < 60
     assert Layout(tree).current == "a"
     assert "exit 3" in [event for _, event in service.events]
@@ -277,8 +280,10 @@ def test_an_update_that_crashes_at_start_is_undone_within_a_minute(service, tree
 
 
 @pytest.mark.slow
-def test_the_guard_undoes_it_when_nobody_is_there(service, tree, house, tmp_path):
-    """Fault 31 with the connection lost: the updating process is killed once the new client was started."""
+def test_the_guard_undoes_it_when_nobody_is_there(service, tree, house, tmp_path, fault):
+    """The connection is lost: the updating process is killed once the new client was started."""
+    row = fault(31)
+    row.trials = 1
     wheel = repacked(ours(house), tmp_path, "9.0.0", CRASHES)
     command = [sys.executable, "-m", "tools.cli", "device", "update", str(wheel), "--root", str(tree)]
     updating = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -288,7 +293,7 @@ def test_the_guard_undoes_it_when_nobody_is_there(service, tree, house, tmp_path
     updating.send_signal(signal.SIGKILL)
     updating.wait()
     begin_s = time.monotonic()
-    await_status(service, "joined")
+    row.recovered(await_status(service, "joined"))
     assert time.monotonic() - begin_s < 60
     layout = Layout(tree)
     assert layout.current == "a"

@@ -27,6 +27,19 @@ def files(settings: Settings, system: System, wheels: Sequence[Path], cmdline: s
     return made + payload(settings, system, wheels)
 
 
+def addition(settings: Settings, system: System, wheels: Sequence[Path]) -> list[File]:
+    """Return what only adds the client to a card that Raspberry Pi Imager has customised.
+
+    Vendor data that are a script are run once, after the user data have been.
+    """
+    text = f"#!/bin/sh\n{_install(system)}\n"
+    return [File("vendor-data", text.encode(), mode=0o755), *payload(settings, system, wheels)]
+
+
+def _install(system: System) -> str:
+    return f"sh {system.boot}/{FOLDER}/install.sh >{system.boot}/{FOLDER}/first-boot.log 2>&1"
+
+
 def user_data(settings: Settings, system: System) -> str:
     """Return the cloud-config."""
     # Singular: it is merged with the image's own user, who is in the groups of the hardware.
@@ -51,9 +64,7 @@ def user_data(settings: Settings, system: System) -> str:
     commands: list[list[str]] = []
     if settings.ssh_keys or settings.password_hash:
         commands.append(["systemctl", "enable", "--now", "ssh"])
-    commands.append(
-        ["sh", "-c", f"sh {system.boot}/{FOLDER}/install.sh >{system.boot}/{FOLDER}/first-boot.log 2>&1"]
-    )
+    commands.append(["sh", "-c", _install(system)])
     return "#cloud-config\n# Written by `sparsefleet card`.\n" + yaml({**config, "runcmd": commands})
 
 

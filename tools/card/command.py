@@ -15,7 +15,7 @@ from pathlib import Path
 from protocol.errors import ConfigError
 from protocol.examples import count
 from tools import wheelhouse
-from tools.card import cloud_init, firstrun, jetson
+from tools.card import cloud_init, firstrun, imager, jetson
 from tools.card.payload import File
 from tools.card.settings import Settings, Wifi, password_hash, wifi
 from tools.card.systems import OF_BOARD, SYSTEMS, System, Way, find, is_boot_partition
@@ -52,6 +52,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wheel", type=Path, metavar="FILE", help="sparsefleet's for aarch64; default: in dist/"
     )
+    parser.add_argument(
+        "--keep", action="store_true", help="Raspberry Pi Imager has set up the card: only add the client"
+    )
+    parser.add_argument(
+        "--imager", type=Path, metavar="IMAGE", help="only write a list into DIR by which Imager 2 flashes it"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show every file, write and download nothing")
     parser.add_argument(
         "--force", action="store_true", help="write although DIR does not look like such a card"
@@ -62,6 +68,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the card, or show what would be written."""
+    if options.imager is not None:
+        return _list_for_imager(options)
     chosen, system, way = find(options.board, options.os, options.out)
     if not options.dry_run and not options.force and not is_boot_partition(options.out, way):
         looks = {"ssh": "a new or empty folder", "rootfs": "L4T's rootfs"}.get(
@@ -75,7 +83,10 @@ def run(options: argparse.Namespace) -> int:
         wheels = (
             [] if options.dry_run else wheelhouse.download(str(_wheel(options)), Path(folder), system.target)
         )
-        files = _files(settings, system, way, wheels, options.out)
+        if options.keep:
+            files = _addition(settings, system, way, wheels, options.out)
+        else:
+            files = _files(settings, system, way, wheels, options.out)
         if not options.dry_run:
             write(files, options.out)
     if way == "ssh":
@@ -104,6 +115,22 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _list_for_imager(options: argparse.Namespace) -> int:
+    """Write the list, or print it: it has no other effect, and no secret."""
+    _, system, _ = find(options.board, options.os, Path())
+    text = json.dumps(imager.manifest(options.imager, system), indent=1)
+    if options.dry_run or options.json:
+        print(text)
+    if not options.dry_run:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / imager.FILE).write_text(text + "\n")
+        if not options.json:
+            print(
+                f"{options.out / imager.FILE}: flash with it in Raspberry Pi Imager 2; then sparsefleet card --keep"
+            )
+    return 0
+
+
 def _files(settings: Settings, system: System, way: Way, wheels: Sequence[Path], card: Path) -> list[File]:
     if way == "ssh":
         return jetson.over_ssh(settings, system, wheels)
@@ -114,6 +141,15 @@ def _files(settings: Settings, system: System, way: Way, wheels: Sequence[Path],
     if way == "cloud-init":
         return cloud_init.files(settings, system, wheels, cmdline)
     return firstrun.files(settings, system, wheels, cmdline)
+
+
+def _addition(settings: Settings, system: System, way: Way, wheels: Sequence[Path], card: Path) -> list[File]:
+    if way == "cloud-init" and (card / "user-data").is_file():
+        return cloud_init.addition(settings, system, wheels)
+    script = card / firstrun.SCRIPT
+    if way == "firstrun" and script.is_file():
+        return firstrun.addition(settings, system, wheels, script.read_text())
+    raise ConfigError(f"--keep: Raspberry Pi Imager has set up nothing on {card}")
 
 
 def write(files: Sequence[File], card: Path) -> None:
@@ -183,11 +219,12 @@ def _settings(options: argparse.Namespace, system: System) -> tuple[Settings, li
         instance=f"sparsefleet-{name}-{secrets.token_hex(4)}",
     )
     notes = []
-    if not settings.ssh_keys and not settings.password_hash and system.way != "ssh":
+    sets_up = system.way != "ssh" and not options.keep
+    if not settings.ssh_keys and not settings.password_hash and sets_up:
         notes.append("nobody can log in to the board: give --ssh-key FILE to be able to look after it")
     if options.data is None:
         notes.append("no examples: the client waits until you copy them to /var/lib/sparsefleet/data.npz")
-    if network is None and system.way != "ssh":
+    if network is None and sets_up:
         notes.append("no Wi-Fi: the board needs a cable")
     if broker.startswith("mqtt://"):
         notes.append("the broker is not encrypted (mqtt://): only on a network that you trust")

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from protocol.errors import ConfigError
 from tools.card.network import keyfile
 from tools.card.payload import FOLDER, File, payload
 from tools.card.settings import Settings
@@ -17,6 +18,7 @@ from tools.card.systems import System
 
 SCRIPT = "firstrun.sh"
 TOOL = "/usr/lib/raspberrypi-sys-mods/imager_custom"
+MARK = "# Written by `sparsefleet card`."
 USERCONF = "/usr/lib/userconf-pi/userconf"
 
 
@@ -25,6 +27,22 @@ def files(settings: Settings, system: System, wheels: Sequence[Path], cmdline: s
     script = File(SCRIPT, script_text(settings, system).encode(), mode=0o755, is_secret=True)
     line = File("cmdline.txt", command_line(cmdline, system).encode())
     return [script, line, *payload(settings, system, wheels)]
+
+
+def addition(settings: Settings, system: System, wheels: Sequence[Path], script: str) -> list[File]:
+    """Return what only adds the client to a card that Raspberry Pi Imager has customised: its script, with ours in it.
+
+    Raises:
+        ConfigError: this is not a script of Imager's.
+    """
+    before, found, after = script.rpartition("\nrm -f /boot/")
+    if not found or MARK in script:
+        raise ConfigError(
+            f"--keep: the card's {SCRIPT} is not Raspberry Pi Imager's; without --keep it is replaced"
+        )
+    line = f"\nsh {system.boot}/{FOLDER}/install.sh --no-start >{system.boot}/{FOLDER}/first-boot.log 2>&1"
+    text = before.replace(line, "") + line + found + after
+    return [File(SCRIPT, text.encode(), mode=0o755, is_secret=True), *payload(settings, system, wheels)]
 
 
 def command_line(cmdline: str, system: System) -> str:
@@ -40,7 +58,7 @@ def script_text(settings: Settings, system: System) -> str:
     name, user = q(settings.name), q(settings.user)
     lines = [
         "#!/bin/sh",
-        "# Written by `sparsefleet card`. Configures this board once, then removes itself.",
+        f"{MARK} Configures this board once, then removes itself.",
         "# shellcheck disable=SC2016  # A password's hash has dollar signs.",
         f"exec >>{boot}/{FOLDER}/first-boot.log 2>&1",
         'step() { echo "== $1"; }',

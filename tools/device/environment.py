@@ -18,6 +18,16 @@ from protocol.errors import UserError
 OLDEST_PYTHON = (3, 10)
 MACHINES = ("aarch64", "x86_64")
 
+# Of the packages, what a client never imports, 22 MB: their tests, a second build of zstandard for PyPy, and
+# the scripts with which onnxruntime converts models.
+UNUSED = (
+    "**/tests",
+    "zstandard/_cffi*",
+    "onnxruntime/quantization",
+    "onnxruntime/tools",
+    "onnxruntime/transformers",
+)
+
 # In a process of the new environment: what a client imports, the op library in the runtime, and bytes of
 # compiled Python for all of it, which the service's user may not write.
 SELF_TEST = """
@@ -80,8 +90,20 @@ def make(folder: Path, wheels: Sequence[Path], base: Path | None = None) -> None
     ]
     command += [path for path in wheels if path not in pip]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    for packages in folder.glob("lib/python*/site-packages"):
+        trim(packages)
     if done.returncode != 0:
         raise InstallFailed(f"pip cannot install into {folder}: {_last_line(done.stderr)}")
+
+
+def trim(packages: Path) -> None:
+    """Remove from a site-packages folder what a client never imports."""
+    for pattern in UNUSED:
+        for path in list(packages.glob(pattern)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def self_test(folder: Path) -> str:
