@@ -46,6 +46,18 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 1.0  # After the disk was full.
 
+JOIN_FACTS = (
+    "session",
+    "runtime",
+    "kernels",
+    "profile",
+    "energy_source",
+    "energy_scope",
+    "idle_w",
+    "idle_uncertainty_w",
+    "power_mode",
+)
+
 
 @dataclass
 class OpenRound:
@@ -200,7 +212,7 @@ class Reception:
         open_ = self.open
         if isinstance(message, Join):
             if self.fleet.join(message):
-                facts = {"session": message.session, "runtime": message.runtime, "kernels": message.kernels}
+                facts = {name: getattr(message, name) for name in JOIN_FACTS}
                 self._folder.event("client-joined", client=message.client_id, **facts)
                 if open_ is not None and open_.round.rejoin(message.client_id, self._clock()):
                     # What has come of its update stays: a restarted client offers the same one again.

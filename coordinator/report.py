@@ -103,6 +103,8 @@ class DeviceRow:
     clock_mhz: float | None = None
     throttling: str = ""
     meter_cpu_s: float | None = None
+    num_steps: int = 0  # Training steps within the phase, and the examples that they saw.
+    num_examples: int = 0
 
 
 @dataclass
@@ -171,7 +173,7 @@ class RunFolder:
         self._waiting: dict[Path, str] = {}  # Lines that a full disk did not take.
         replace_file(path / CONFIG, dumps(shown(experiment)).encode())
         for line in read_csv(path / DEVICES):
-            row = _device_row(line)
+            row = parse_device_row(line)
             self.totals.add(row)
             if row.round_number == next_round:
                 self.recorded.add(row.client_id)
@@ -250,7 +252,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _device_row(line: dict[str, str]) -> DeviceRow:
+def parse_device_row(line: dict[str, str]) -> DeviceRow:
     """Parse one line of devices.csv."""
     convert: dict[str, Any] = {
         "str": str,

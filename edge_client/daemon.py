@@ -191,6 +191,7 @@ class Daemon:
         with self._meter.phase("train") as span:
             trainer = self._trainer(task, method, manifest, saved)
             uploaded = method.client(turn, received, trainer, memory)
+            span.num_steps, span.num_examples = trainer.num_steps, trainer.num_examples
             if math.isnan(trainer.loss):  # No local epoch: it only looked for a mask.
                 span.name = "prune"
         if self._observe is not None and trainer.local is not None:

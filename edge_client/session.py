@@ -43,7 +43,7 @@ class Trainer:
         self._manifest, self._runtime, self._examples = manifest, runtime, examples
         self._training, self._rng = training, rng
         self.as_sent = as_sent
-        self.num_steps = 0
+        self.num_steps = self.num_examples = 0  # Examples as often as they were seen.
         self._keeps_local = keeps_local
         self.local: SparseVector | None = (
             None  # If kept, the client's own model: what its passes would run on.
@@ -68,8 +68,7 @@ class Trainer:
     def gradient(self, model: SparseVector, batch: Batch, temperature: float = 1.0) -> Vector:
         """See LocalTraining."""
         self._runtime.bind(model)
-        self._check(self._runtime.step(batch, temperature))
-        self.num_steps += 1
+        self._check(self._step(batch, temperature))
         gradient = self._runtime.gradient.copy()
         gradient[model.mask.below(self.layout.num_trainable).nnz :] = 0.0
         return gradient
@@ -116,7 +115,7 @@ class Trainer:
             for batch in batches(self._examples, training.batch_size, self._rng):
                 if step is not None:
                     weights[:] = step.weights(v)
-                losses.append(self._check(runtime.step(batch)))
+                losses.append(self._check(self._step(batch)))
                 with np.errstate(over="ignore", invalid="ignore"):  # The next loss tells.
                     optimizer.step(v, gradient if step is None else step.gradient(gradient, v))
                     if step is not None:
@@ -125,7 +124,6 @@ class Trainer:
                 if len(losses) == remaining:
                     break
             remaining -= len(losses)
-            self.num_steps += len(losses)
             self.loss = float(np.mean(losses))
         if self._keeps_local:
             local = v if step is None else step.weights(v)
@@ -138,8 +136,7 @@ class Trainer:
         sizes, losses = [], []
         for batch in batches(self._examples, self._training.batch_size, self._rng):
             sizes.append(len(batch[1]))
-            losses.append(self._check(self._runtime.step(batch)))
-        self.num_steps += len(losses)
+            losses.append(self._check(self._step(batch)))
         return float(np.average(losses, weights=sizes))
 
     def _statistic_momentum(self) -> npt.NDArray[np.float32]:
@@ -147,6 +144,11 @@ class Trainer:
         pieces = self.layout.of_role(STATISTIC)
         shares = [np.full(p.size, self._manifest.statistic_momentum[p.name], np.float32) for p in pieces]
         return np.concatenate(shares) if shares else np.empty(0, np.float32)
+
+    def _step(self, batch: Batch, temperature: float = 1.0) -> float:
+        self.num_steps += 1
+        self.num_examples += len(batch[1])
+        return self._runtime.step(batch, temperature)
 
     def _check(self, loss: float) -> float:
         notify.beat()  # Once a step: a round may take longer than the watchdog waits.

@@ -155,6 +155,8 @@ class Phase(msgspec.Struct, frozen=True):
     clock_mhz: Amount | None = None  # Mean over time and cores.
     throttling: Text = ""  # "under-voltage,throttled": what was seen during the phase.
     meter_cpu_s: Amount | None = None  # What measuring itself took, within cpu_s.
+    num_steps: Count = 0  # Training steps within this phase,
+    num_examples: Count = 0  # and examples in their batches, each as often as it was seen.
 
 
 class Update(Message, frozen=True, tag="update"):

@@ -41,6 +41,7 @@ def test_twenty_steps_follow_masked_pytorch(artifact, examples):
     mask = parity.random_mask(layout, 0.3, np.random.default_rng(3))
     ours = made.fit(SparseVector.of(flat, mask)).dense()
     assert made.num_steps == 20
+    assert made.num_examples == TRAINING.local_epochs * len(examples)
 
     module = builder("cnn")((1, 8, 8), 10).train()
     state, kept = module.state_dict(), layout.views(SparseVector(mask, np.ones(mask.nnz, np.float32)).dense())
