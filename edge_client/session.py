@@ -35,8 +35,11 @@ class Trainer:
         rng: np.random.Generator,
         as_sent: Callable[[SparseVector], SparseVector] = lambda upload: upload,
         keeps_local: bool = False,
+        most_steps: int = 0,
     ) -> None:
         """Hold what a task needs; nothing runs yet. `as_sent` rounds as the wire does.
+
+        `fit` makes at most `most_steps` steps; 0: as many as the epochs have.
 
         `keeps_local` is for simulations: it takes the memory of one more model.
         """
@@ -44,7 +47,7 @@ class Trainer:
         self._training, self._rng = training, rng
         self.as_sent = as_sent
         self.num_steps = self.num_examples = 0  # Examples as often as they were seen.
-        self._keeps_local = keeps_local
+        self._keeps_local, self._most_steps = keeps_local, most_steps
         self.local: SparseVector | None = (
             None  # If kept, the client's own model: what its passes would run on.
         )
@@ -110,6 +113,8 @@ class Trainer:
         optimizer = Sgd(training, num_trained)
         v = weights if step is None else weights.copy()
         remaining = training.local_epochs * self.steps_per_epoch if num_steps is None else num_steps
+        if self._most_steps:
+            remaining = min(remaining, self._most_steps)
         while remaining > 0:
             losses: list[float] = []
             for batch in batches(self._examples, training.batch_size, self._rng):

@@ -68,4 +68,5 @@ def phase_of(measured: Measured, closed: Closed, about: About, idle: Idle | None
         meter_cpu_s=closed.meter_cpu_s,
         num_steps=closed.span.num_steps,
         num_examples=closed.span.num_examples,
+        battery_percent=closed.seen.battery_percent,
     )

@@ -103,6 +103,9 @@ MEASURED = Phase(
     clock_mhz=1500.0,
     throttling="throttled,under-voltage",
     meter_cpu_s=0.01,
+    num_steps=12,
+    num_examples=190,
+    battery_percent=71.0,
 )
 
 
