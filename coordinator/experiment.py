@@ -45,6 +45,44 @@ class CohortConfig(msgspec.Struct, forbid_unknown_fields=True):
     quorum: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0  # Share of the cohort that closes a round.
     deadline_s: Annotated[float, msgspec.Meta(gt=0)] = 300.0  # A round closes then in any case.
     join_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0  # For `clients` to have joined.
+    # docs/energy_rounds.md. "energy" asks those that have spent the least; the limits are of each device.
+    choose: Literal["random", "energy"] = "random"
+    joules_per_day: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # 0: no limit.
+    battery_floor_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
+    temperature_ceiling_c: Annotated[float, msgspec.Meta(ge=0, le=150)] = 0.0  # 0: no limit.
+    rest_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0  # Of a device that is hot, slowed, or low.
+    # Seconds of training that a round aims at: slower boards make fewer local steps. 0: all make all.
+    train_target_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    profiles: list[str] = []  # Files of `sparsefleet energy profile --out`, until rounds tell.
+
+    def check(self, method: Method, rule: str = "mean", is_asynchronous: bool = False) -> None:
+        """Refuse settings that do nothing, or that the method or the aggregation cannot work with.
+
+        Raises:
+            ConfigError: with what to change.
+        """
+        limits = ("joules_per_day", "battery_floor_percent", "temperature_ceiling_c")
+        idle = [name for name in limits if getattr(self, name)]
+        if self.choose != "energy" and idle:
+            raise ConfigError(f"cohort.{idle[0]} limits nothing unless cohort.choose = 'energy'")
+        if self.profiles and self.choose != "energy" and not self.train_target_s:
+            raise ConfigError("cohort.profiles serve cohort.choose = 'energy' and cohort.train_target_s only")
+        if self.train_target_s and not method.unequal_steps:
+            raise ConfigError(
+                f"cohort.train_target_s gives clients unequal numbers of local steps, which method {method.name!r} "
+                "(with these settings) cannot average: leave it out, or choose fedavg, fedopt, fedpai with shared "
+                "masks, topk, sparsyfed or magnitude"
+            )
+        if self.train_target_s and is_asynchronous:
+            raise ConfigError(
+                "cohort.train_target_s makes boards finish together, which asynchronous.buffer makes unnecessary: "
+                "leave one of them out"
+            )
+        if self.train_target_s and rule != "mean":
+            raise ConfigError(
+                f"cohort.train_target_s weighs updates by their steps, aggregation.rule = {rule!r} weighs none: "
+                "leave one of them out"
+            )
 
 
 class WireConfig(msgspec.Struct, forbid_unknown_fields=True):
@@ -129,6 +167,7 @@ class Experiment(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             raise ConfigError('the experiment has no method.name; for example: [method] name = "fedavg"')
         method = build(name, settings)
         method.check(self.training, self.wire.download_values)
+        self.cohort.check(method, self.aggregation.rule, bool(self.asynchronous.buffer))
         if method.commits and self.aggregation.rule != "mean":
             raise ConfigError(
                 f"method {name!r} keeps control variates that sum to zero only with aggregation.rule = 'mean'"
@@ -158,6 +197,7 @@ def read(path: Path, overrides: tuple[str, ...] = ()) -> Experiment:
     experiment = load(path, Experiment, overrides)
     experiment.artifact = str((path.parent / experiment.artifact).resolve())
     experiment.data = str((path.parent / experiment.data).resolve())
+    experiment.cohort.profiles = [str((path.parent / name).resolve()) for name in experiment.cohort.profiles]
     experiment.build_method()
     return experiment
 

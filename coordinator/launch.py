@@ -20,7 +20,7 @@ from coordinator.broker import COORDINATOR_USER, EmbeddedBroker
 from coordinator.evaluate import Evaluator
 from coordinator.experiment import BrokerConfig, Experiment
 from coordinator.ledger import Ledger
-from coordinator.report import IDLE, ROUNDS, SUMMARY, RunFolder, read_csv
+from coordinator.report import IDLE, ROUNDS, SUMMARY, RunFolder, read_csv, rests
 from coordinator.service import Coordinator, Progress
 from device_profiles.memory import peak_rss_bytes
 from protocol import artifact as artifacts
@@ -159,6 +159,7 @@ def _summary(experiment: Experiment, folder: RunFolder, seconds: float) -> dict[
             (float(row["control_sum"]) for row in rounds if row["control_sum"]), default=None
         ),
         "alarms": sum(int(row["alarms"]) for row in rounds),
+        "resting": rests(folder.path),
         "energy_j": totals.energy_j,
         "energy_uncertainty_j": sum(
             phase.uncertainty_j for name, phase in totals.phases.items() if name != IDLE

@@ -7,7 +7,7 @@ which travels once; means stay on offer for those who were averaged in them and 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 import numpy as np
@@ -52,10 +52,12 @@ class Offers:
             digest = hashlib.sha256(self.initial.astype("<f4").tobytes()).hexdigest()
             self._seeded = Seeded(experiment.seed, experiment.initial.gain, digest)
 
-    def tasks(self, turn: Turn, cohort: list[str], current: Global, commits: Commits) -> dict[str, Task]:
+    def tasks(
+        self, turn: Turn, cohort: list[str], current: Global, commits: Commits, steps: Mapping[str, int]
+    ) -> dict[str, Task]:
         """Put the round's bodies on offer; return each client's task.
 
-        Tasks differ only in when the coordinator has averaged whom.
+        Tasks differ only in when the coordinator has averaged whom, and in `steps`: the most that a client makes.
         """
         blobs, seeded, bases = self._publish(turn, current)
         task = Task(
@@ -81,7 +83,10 @@ class Offers:
             averaged, bodies = commits.last.get(client_id), dict(blobs)
             if averaged is not None and self._method.keeps_means:
                 bodies["mean"] = self._down.offer(commits.mean(averaged))
-            made[client_id] = msgspec.structs.replace(task, averaged=averaged, blobs=bodies)
+            local_steps = steps.get(client_id, 0)
+            made[client_id] = msgspec.structs.replace(
+                task, averaged=averaged, blobs=bodies, local_steps=local_steps
+            )
         return made
 
     def withdraw(self, tasks: Iterable[Task], in_use: Iterable[Task]) -> None:

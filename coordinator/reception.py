@@ -46,6 +46,18 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 1.0  # After the disk was full.
 
+JOIN_FACTS = (
+    "session",
+    "runtime",
+    "kernels",
+    "profile",
+    "energy_source",
+    "energy_scope",
+    "idle_w",
+    "idle_uncertainty_w",
+    "power_mode",
+)
+
 
 @dataclass
 class OpenRound:
@@ -85,8 +97,14 @@ class Reception:
         show: Callable[[OpenRound], None],
         admission: Admission,
         ledger: Ledger | None = None,
+        heard: Callable[[Join], None] = lambda message: None,
+        spent: Callable[[str, int, list[Phase]], None] = lambda client_id, round_number, phases: None,
     ) -> None:
-        """No round is open. Without a ledger, what was accepted is lost with the process."""
+        """No round is open. Without a ledger, what was accepted is lost with the process.
+
+        `heard` and `spent` are told of each Join and of each report of phases.
+        """
+        self._heard, self._spent = heard, spent
         self._run, self._transport, self._topics = run, transport, topics
         self._down, self._up, self._folder, self._layout = down, up, folder, layout
         self._quarantine_after = quarantine_after
@@ -200,11 +218,13 @@ class Reception:
         open_ = self.open
         if isinstance(message, Join):
             if self.fleet.join(message):
-                facts = {"session": message.session, "runtime": message.runtime, "kernels": message.kernels}
+                facts = {name: getattr(message, name) for name in JOIN_FACTS}
                 self._folder.event("client-joined", client=message.client_id, **facts)
                 if open_ is not None and open_.round.rejoin(message.client_id, self._clock()):
                     # What has come of its update stays: a restarted client offers the same one again.
                     open_.announced.pop(message.client_id, None)
+            if message.client_id in self.fleet.present:
+                self._heard(self.fleet.present[message.client_id])
             if open_ is not None and open_.round.standing.get(message.client_id) is Standing.ASKED:
                 self.send(message.client_id, open_.task(message.client_id))
         elif isinstance(message, Leave) and self.fleet.leave(message):
@@ -320,6 +340,7 @@ class Reception:
     ) -> None:
         join = self.fleet.present.get(client_id)
         runtime, kernels = (join.runtime, join.kernels) if join else ("", "")
+        self._spent(client_id, round_number, phases)
         self._folder.devices(device_rows(round_number, client_id, phases, peak_rss_bytes, runtime, kernels))
 
     def _drop(self, client_id: str, error: ProtocolError) -> None:

@@ -73,6 +73,7 @@ class RoundRow:
     late: int = 0  # Updates that came after their round, and did not count.
     stale: int = 0  # Updates that counted, begun in an earlier round (asynchronous mode).
     alarms: int = 0  # Broken invariants, each named in events.jsonl.
+    resting: int = 0  # Devices that were not asked for their own good; why stands in events.jsonl.
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,9 @@ class DeviceRow:
     clock_mhz: float | None = None
     throttling: str = ""
     meter_cpu_s: float | None = None
+    num_steps: int = 0  # Training steps within the phase, and the examples that they saw.
+    num_examples: int = 0
+    battery_percent: float | None = None  # At its end.
 
 
 @dataclass
@@ -171,7 +175,7 @@ class RunFolder:
         self._waiting: dict[Path, str] = {}  # Lines that a full disk did not take.
         replace_file(path / CONFIG, dumps(shown(experiment)).encode())
         for line in read_csv(path / DEVICES):
-            row = _device_row(line)
+            row = parse_device_row(line)
             self.totals.add(row)
             if row.round_number == next_round:
                 self.recorded.add(row.client_id)
@@ -220,6 +224,19 @@ class RunFolder:
             del self._waiting[each]
 
 
+def rests(folder: Path) -> dict[str, dict[str, int]]:
+    """Return in how many rounds each device rested, by the kind of the reason; none where nobody did."""
+    found: dict[str, dict[str, int]] = {}
+    path = folder / EVENTS
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        event = json.loads(line)
+        for client_id, reason in event.get("resting", {}).items() if event["event"] == "round-opened" else ():
+            kinds = found.setdefault(client_id, {})
+            kind = str(reason).partition(":")[0]
+            kinds[kind] = kinds.get(kind, 0) + 1
+    return found
+
+
 def device_rows(
     round_number: int,
     client_id: str,
@@ -250,7 +267,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _device_row(line: dict[str, str]) -> DeviceRow:
+def parse_device_row(line: dict[str, str]) -> DeviceRow:
     """Parse one line of devices.csv."""
     convert: dict[str, Any] = {
         "str": str,

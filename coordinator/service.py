@@ -15,22 +15,23 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from coordinator import board_profiles
 from coordinator.admission import Admission
 from coordinator.aggregate import Accumulator
 from coordinator.asynchronous import restated
-from coordinator.cohort import choose
 from coordinator.commits import Commits
 from coordinator.evaluate import Evaluator, Scores
 from coordinator.experiment import Experiment
 from coordinator.journal import Checkpoint, save
 from coordinator.ledger import Ledger, Opened
 from coordinator.offers import Offers
+from coordinator.planner import Plan, Planner
 from coordinator.reception import RETRY_S, OpenRound, Reception
 from coordinator.report import IDLE, RoundRow, RunFolder
 from coordinator.robust import Robust
@@ -49,6 +50,8 @@ from protocol.transport import Transport
 log = logging.getLogger(__name__)
 
 TICK_S = 0.02
+# While every device rests: how often it is looked whether one is well again.
+REST_TICK_S = 1.0
 # After the last round clients still report what their last upload cost.
 FAREWELL_S = 1.0
 # Within this time clients are back after a restart: twice the longest pause between their attempts.
@@ -110,6 +113,9 @@ class Coordinator:
         for name in manifest.files:
             self._down.offer((artifact / name).read_bytes())
         self._admission = admission or Admission.open_house()
+        profiles = board_profiles.read(experiment.cohort.profiles, manifest, experiment.training.batch_size)
+        self._began_s = clock()  # By the clock, less what the run took before it was resumed.
+        self._planner = Planner(experiment, profiles, lambda: self._clock() - self._began_s)
         self._reception = Reception(
             run,
             transport,
@@ -123,6 +129,8 @@ class Coordinator:
             lambda open_: show(self._progress(open_)),
             self._admission,
             ledger,
+            self._planner.heard,
+            self._planner.spent,
         )
         self._connections = transport.connections
         for topic_filter in self._topics.coordinator_filters():
@@ -141,6 +149,9 @@ class Coordinator:
         self._commits = Commits(self._folder.path, start.averaged if start else {})
         first = start.next_round if start else self._method.first_round
         elapsed_s = start.duration_s if start else 0.0
+        if start is not None:
+            self._planner.restore(self._folder.path, self._method.trains_dense)
+        self._began_s = self._clock() - elapsed_s
         self._before = self._ledger.opened() if self._ledger is not None else None
         if first <= self._experiment.rounds and self._before is None:
             self._wait_for_clients()
@@ -197,7 +208,6 @@ class Coordinator:
         training = self._experiment.training_in(number)
         population = self._experiment.cohort.clients
         turn = Turn(number, self._method.stage(number), self._experiment.seed, training, population)
-        opened_s = self._clock()
         is_asynchronous = bool(self._experiment.asynchronous.buffer) and turn.stage == TRAIN
         if is_asynchronous:
             self._statistics[number] = current.weights[layout.num_trainable :]
@@ -205,7 +215,8 @@ class Coordinator:
         busy = self._busy if is_asynchronous else {}
         before = self._before if self._before is not None and self._before.number == number else None
         self._admission.sync()
-        cohort = self._choose(number, busy) if before is None else before.cohort
+        plan = Plan(before.cohort) if before is not None else self._plan(turn, current, busy)
+        opened_s, cohort = self._clock(), plan.cohort
         quorum = max(1, math.ceil(self._experiment.cohort.quorum * len(cohort)))
         if is_asynchronous:
             quorum = min(self._experiment.asynchronous.buffer, len(cohort))
@@ -214,7 +225,7 @@ class Coordinator:
         round_.is_asynchronous = is_asynchronous
         round_.since.update((client_id, task.round_number) for client_id, task in busy.items())
         fresh = [client_id for client_id in cohort if client_id not in busy]
-        tasks = {**busy, **self._offers.tasks(turn, fresh, current, self._commits)}
+        tasks = {**busy, **self._offers.tasks(turn, fresh, current, self._commits, plan.steps)}
         self._reception.mask = current.mask
         upload_size = self._method.upload_size(turn, layout)
         open_ = OpenRound(
@@ -230,7 +241,11 @@ class Coordinator:
                 round_.announce(client_id, update.round_number, opened_s)
                 open_.announced[client_id] = update
         received_before = self._folder.totals.download_bytes
-        self._folder.event("round-opened", round=number, stage=turn.stage, cohort=cohort, quorum=quorum)
+        planned = {"steps": plan.steps, "resting": plan.resting}
+        planned = {name: what for name, what in planned.items() if what}
+        self._folder.event(
+            "round-opened", round=number, stage=turn.stage, cohort=cohort, quorum=quorum, **planned
+        )
         self._reception.open = open_
         if self._ledger is not None:
             if before is not None:
@@ -246,13 +261,13 @@ class Coordinator:
         next_global, alarms = self._close(open_, turn, current)
         self._offers.withdraw(tasks.values(), self._busy.values())
         scores = self._evaluate(number, next_global)
-        row = self._row(open_, next_global, scores, received_before, alarms)
+        row = self._row(open_, next_global, scores, received_before, alarms, len(plan.resting))
         self._folder.round(row)
         self._show(self._progress(open_, row))
         return next_global
 
     def _weight(self, turn: Turn, is_asynchronous: bool, update: Update) -> int:
-        weight = self._method.weight(turn, update.num_examples)
+        weight = self._planner.weigh(turn, update, self._method.weight(turn, update.num_examples))
         if not is_asynchronous:
             return weight
         return self._experiment.asynchronous.weight(weight, turn.number - update.round_number)
@@ -270,9 +285,15 @@ class Coordinator:
             client_id: tasks[client_id] for client_id in working if tasks[client_id].round_number >= oldest
         }
 
-    def _choose(self, number: int, busy: Collection[str]) -> list[str]:
-        """Return the cohort, once there is somebody; after a restart all who were there get time to return."""
-        fleet = self._reception.fleet
+    def _plan(self, turn: Turn, current: Global, busy: Collection[str]) -> Plan:
+        """Return whom to ask, once there is somebody who is well; the busy ones are asked already.
+
+        After a restart all who were there get time to return.
+
+        Raises:
+            ConfigError: every device rests, and none will ever be well.
+        """
+        number, fleet, is_told = turn.number, self._reception.fleet, False
         if self._before is not None:
             expected, self._before = set(self._before.present), None
             self._pump(lambda: expected.issubset(fleet.present), RETURN_S)
@@ -280,9 +301,21 @@ class Coordinator:
             log.warning("no client is there round=%d: waiting", number)
             self._folder.event("waiting", round=number)
             self._pump(lambda: bool(fleet.trusted), math.inf)
-        idle = [client_id for client_id in fleet.trusted if client_id not in busy]
-        asked = max(0, (self._experiment.cohort.per_round or len(fleet.trusted)) - len(busy))
-        return sorted([*busy, *choose(idle, asked, self._experiment.seed, number)])
+        density = 1.0 if self._method.trains_dense else self._density(current)
+        while True:
+            idle = {one: fleet.present[one] for one in fleet.trusted if one not in busy}
+            asked = max(0, (self._experiment.cohort.per_round or len(fleet.trusted)) - len(busy))
+            plan = self._planner.plan(turn, idle, asked, density)
+            if plan.cohort or busy or not plan.resting:
+                return replace(plan, cohort=sorted([*busy, *plan.cohort]))
+            if not is_told:
+                log.warning("every device rests round=%d reasons=%s", number, plan.resting)
+                self._folder.event("all-resting", round=number, resting=plan.resting)
+                is_told = True
+            self._pump(lambda: False, REST_TICK_S)
+
+    def _density(self, current: Global) -> float:
+        return current.mask.below(self._manifest.layout.num_prunable).density
 
     def _accumulator(self, size: int) -> Accumulator | Robust:
         config = self._experiment.aggregation
@@ -343,7 +376,13 @@ class Coordinator:
         return self._evaluator.scores(self._method.model(current, self._manifest.layout).weights)
 
     def _row(
-        self, open_: OpenRound, current: Global, scores: Scores | None, received_before: int, alarms: int
+        self,
+        open_: OpenRound,
+        current: Global,
+        scores: Scores | None,
+        received_before: int,
+        alarms: int,
+        resting: int,
     ) -> RoundRow:
         round_, layout = open_.round, self._manifest.layout
         model = self._method.model(current, layout)
@@ -376,9 +415,10 @@ class Coordinator:
             duration_s=self._clock() - round_.opened_s,
             empty_layers=sum(density == 0 for density in layers),
             min_layer_density=min(layers, default=1.0),
-            union_density=current.mask.below(layout.num_prunable).density,
+            union_density=self._density(current),
             control_sum=float(np.abs(controls).max(initial=0.0)) if controls is not None else None,
             alarms=alarms,
+            resting=resting,
         )
 
     def _pump(self, is_done: Callable[[], bool], timeout_s: float) -> None:

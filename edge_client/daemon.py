@@ -24,6 +24,7 @@ import numpy.typing as npt
 from device_profiles.memory import available_bytes, peak_rss_bytes
 from edge_client import break_even, notify
 from edge_client.config import ClientConfig
+from edge_client.energy.conditions import Seen
 from edge_client.energy.meter import IDLE, Meter
 from edge_client.energy.power_mode import power_mode
 from edge_client.link import Link, Superseded
@@ -55,6 +56,7 @@ from protocol.sparse import Mask, SparseVector
 
 log = logging.getLogger(__name__)
 
+ANNOUNCE_S = 60.0  # A waiting board tells so often how it is, where it can tell.
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_FILE_BYTES = 256 << 20
 
@@ -105,21 +107,20 @@ class Daemon:
     def run(self) -> None:
         """Serve until told to leave (`exit_after_run`), for ever otherwise."""
         idle = self._meter.measure_idle(self._config.meter.idle_s)
-        self._link.announce(
-            Join(
-                client_id=self._config.client_id,
-                session=self._session,
-                num_examples=self._num_examples,
-                runtime=self._backend.name,
-                kernels=self._kernels,
-                profile=self._profile,
-                energy_source=self._meter.source.about.name,
-                energy_scope=self._meter.source.about.scope,
-                idle_w=idle.power_w if idle else None,
-                idle_uncertainty_w=idle.uncertainty_w if idle else None,
-                power_mode=power_mode(),
-            )
+        self._join = Join(
+            client_id=self._config.client_id,
+            session=self._session,
+            num_examples=self._num_examples,
+            runtime=self._backend.name,
+            kernels=self._kernels,
+            profile=self._profile,
+            energy_source=self._meter.source.about.name,
+            energy_scope=self._meter.source.about.scope,
+            idle_w=idle.power_w if idle else None,
+            idle_uncertainty_w=idle.uncertainty_w if idle else None,
+            power_mode=power_mode(),
         )
+        self._announce()
         log.info(
             "joined client=%s session=%d examples=%d",
             self._config.client_id,
@@ -140,9 +141,21 @@ class Daemon:
         """Return the next order; what waiting costs goes with the task's other phases."""
         notify.status("joined, waiting for a task")
         with self._meter.phase(IDLE):
-            while (order := self._link.next_order(timeout_s=60.0)) is None:
-                pass
+            while (order := self._link.next_order(ANNOUNCE_S)) is None:
+                if self._meter.seen_now() != Seen():
+                    self._announce()
         return order
+
+    def _announce(self) -> None:
+        """Say who is here, and how the board is where it can tell."""
+        seen = self._meter.seen_now()
+        self._join = msgspec.structs.replace(
+            self._join,
+            temperature_c=seen.temperature_c,
+            throttling=",".join(seen.throttling),
+            battery_percent=seen.battery_percent,
+        )
+        self._link.announce(self._join)
 
     def _serve(self, task: Task) -> None:
         """Do one task, whatever happens."""
@@ -191,6 +204,7 @@ class Daemon:
         with self._meter.phase("train") as span:
             trainer = self._trainer(task, method, manifest, saved)
             uploaded = method.client(turn, received, trainer, memory)
+            span.num_steps, span.num_examples = trainer.num_steps, trainer.num_examples
             if math.isnan(trainer.loss):  # No local epoch: it only looked for a mask.
                 span.name = "prune"
         if self._observe is not None and trainer.local is not None:
@@ -359,13 +373,22 @@ class Daemon:
             return codec.as_received(upload, num_prunable, task.values, ends=ends, side=task.side)
 
         keeps_local = self._observe is not None
-        return Trainer(manifest, self._runtime[1], self._examples, task.training, rng, as_sent, keeps_local)
+        return Trainer(
+            manifest,
+            self._runtime[1],
+            self._examples,
+            task.training,
+            rng,
+            as_sent,
+            keeps_local,
+            task.local_steps,
+        )
 
 
 def _essence(task: Task) -> Task:
-    """The task without what a restarted coordinator may leave out: changes are the same bodies again."""
+    """The task without what a restarted coordinator may say otherwise: changes are the same bodies again."""
     blobs = {name: ref for name, ref in task.blobs.items() if not name.endswith(".change")}
-    return msgspec.structs.replace(task, blobs=blobs, bases={})
+    return msgspec.structs.replace(task, blobs=blobs, bases={}, local_steps=0)
 
 
 def _turn(task: Task) -> Turn:

@@ -35,16 +35,19 @@ class Trainer:
         rng: np.random.Generator,
         as_sent: Callable[[SparseVector], SparseVector] = lambda upload: upload,
         keeps_local: bool = False,
+        most_steps: int = 0,
     ) -> None:
         """Hold what a task needs; nothing runs yet. `as_sent` rounds as the wire does.
+
+        `fit` makes at most `most_steps` steps; 0: as many as the epochs have.
 
         `keeps_local` is for simulations: it takes the memory of one more model.
         """
         self._manifest, self._runtime, self._examples = manifest, runtime, examples
         self._training, self._rng = training, rng
         self.as_sent = as_sent
-        self.num_steps = 0
-        self._keeps_local = keeps_local
+        self.num_steps = self.num_examples = 0  # Examples as often as they were seen.
+        self._keeps_local, self._most_steps = keeps_local, most_steps
         self.local: SparseVector | None = (
             None  # If kept, the client's own model: what its passes would run on.
         )
@@ -68,8 +71,7 @@ class Trainer:
     def gradient(self, model: SparseVector, batch: Batch, temperature: float = 1.0) -> Vector:
         """See LocalTraining."""
         self._runtime.bind(model)
-        self._check(self._runtime.step(batch, temperature))
-        self.num_steps += 1
+        self._check(self._step(batch, temperature))
         gradient = self._runtime.gradient.copy()
         gradient[model.mask.below(self.layout.num_trainable).nnz :] = 0.0
         return gradient
@@ -111,12 +113,14 @@ class Trainer:
         optimizer = Sgd(training, num_trained)
         v = weights if step is None else weights.copy()
         remaining = training.local_epochs * self.steps_per_epoch if num_steps is None else num_steps
+        if self._most_steps:
+            remaining = min(remaining, self._most_steps)
         while remaining > 0:
             losses: list[float] = []
             for batch in batches(self._examples, training.batch_size, self._rng):
                 if step is not None:
                     weights[:] = step.weights(v)
-                losses.append(self._check(runtime.step(batch)))
+                losses.append(self._check(self._step(batch)))
                 with np.errstate(over="ignore", invalid="ignore"):  # The next loss tells.
                     optimizer.step(v, gradient if step is None else step.gradient(gradient, v))
                     if step is not None:
@@ -125,7 +129,6 @@ class Trainer:
                 if len(losses) == remaining:
                     break
             remaining -= len(losses)
-            self.num_steps += len(losses)
             self.loss = float(np.mean(losses))
         if self._keeps_local:
             local = v if step is None else step.weights(v)
@@ -138,8 +141,7 @@ class Trainer:
         sizes, losses = [], []
         for batch in batches(self._examples, self._training.batch_size, self._rng):
             sizes.append(len(batch[1]))
-            losses.append(self._check(self._runtime.step(batch)))
-        self.num_steps += len(losses)
+            losses.append(self._check(self._step(batch)))
         return float(np.average(losses, weights=sizes))
 
     def _statistic_momentum(self) -> npt.NDArray[np.float32]:
@@ -147,6 +149,11 @@ class Trainer:
         pieces = self.layout.of_role(STATISTIC)
         shares = [np.full(p.size, self._manifest.statistic_momentum[p.name], np.float32) for p in pieces]
         return np.concatenate(shares) if shares else np.empty(0, np.float32)
+
+    def _step(self, batch: Batch, temperature: float = 1.0) -> float:
+        self.num_steps += 1
+        self.num_examples += len(batch[1])
+        return self._runtime.step(batch, temperature)
 
     def _check(self, loss: float) -> float:
         notify.beat()  # Once a step: a round may take longer than the watchdog waits.

@@ -37,6 +37,7 @@ Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z", max_length=64)]
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
 Amount = Annotated[float, msgspec.Meta(ge=0)]
 Counter = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 PublicKey = Annotated[bytes, msgspec.Meta(max_length=32)]  # Ed25519, 32 bytes; empty: none.
@@ -75,6 +76,10 @@ class Join(Message, frozen=True, tag="join"):
         ""  # Drawn at each start: tells copies of a card apart.
     )
     connection: Counter = 0  # Counts the session's connections: a will belongs to one of them.
+    # How the waiting board is; announced again every minute by boards that can tell.
+    temperature_c: float | None = None
+    throttling: Text = ""
+    battery_percent: Percent | None = None
 
 
 class Leave(Message, frozen=True, tag="leave"):
@@ -124,6 +129,7 @@ class Task(Message, frozen=True, tag="task"):
     initial: Seeded | None = None
     seeded: list[Name] = []  # Bodies that are the initial model: drawn, not fetched.
     instance: Text = ""  # Tells runs of one name apart; what a client remembers of another does not count.
+    local_steps: Count = 0  # Of local training, at most; 0: as many as its epochs have.
 
 
 class Want(Message, frozen=True, tag="want"):
@@ -156,6 +162,9 @@ class Phase(msgspec.Struct, frozen=True):
     clock_mhz: Amount | None = None  # Mean over time and cores.
     throttling: Text = ""  # "under-voltage,throttled": what was seen during the phase.
     meter_cpu_s: Amount | None = None  # What measuring itself took, within cpu_s.
+    num_steps: Count = 0  # Training steps within this phase,
+    num_examples: Count = 0  # and examples in their batches, each as often as it was seen.
+    battery_percent: Percent | None = None  # At its end.
 
 
 class Update(Message, frozen=True, tag="update"):

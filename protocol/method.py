@@ -169,6 +169,14 @@ class Method(msgspec.Struct, frozen=True):
         return False
 
     @property
+    def unequal_steps(self) -> bool:
+        """Whether clients may make unequal numbers of local steps, which the weights in the mean make up for.
+
+        So it is where uploads are what local SGD makes of the received model, averaged by examples.
+        """
+        return False
+
+    @property
     def prunes_activations(self) -> bool:
         """Whether local steps prune saved activations: clients then run the graph that can."""
         return False

@@ -65,6 +65,7 @@ EXTRA_OF = {
     "rich": "coordinator",
     "onnxruntime": "device",
     "sklearn": "demo",
+    "matplotlib": "plots",
 }
 
 

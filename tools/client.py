@@ -16,7 +16,7 @@ from edge_client.daemon import Daemon
 from edge_client.energy.choose import choose
 from edge_client.energy.conditions import watch
 from edge_client.energy.meter import Meter
-from edge_client.energy.recording import Recording
+from edge_client.energy.recording import Recording, room_in
 from edge_client.energy.source import Sensor
 from edge_client.kernels import library_path
 from edge_client.link import Link
@@ -94,7 +94,7 @@ def _recording(config: ClientConfig, source: Sensor) -> Recording | None:
         return None
     path = Path(config.state) / f"samples-{time.time_ns() // 10**6}.csv.zst"
     try:
-        return Recording(path, source.about, config.meter.keep_samples_mb * 10**6)
+        return Recording(path, source.about, room_in(path.parent, config.meter.keep_samples_mb * 10**6))
     except OSError as error:
         raise ConfigError(f"samples cannot be kept ({error}); set [meter] keep_samples_mb = 0") from error
 

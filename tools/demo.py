@@ -110,6 +110,7 @@ def _start_clients(
                     # Several clients share this machine: each may count only its own share.
                     "energy": "auto-process",
                     "exit_after_run": True,
+                    "meter": {"keep_samples_mb": 5},
                     "broker": {"url": url},
                 }
             )

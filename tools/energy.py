@@ -21,6 +21,7 @@ from edge_client.energy.source import Sensor, Unavailable
 from edge_client.energy.step_response import step_test
 from protocol.durable import replace_file
 from protocol.errors import ConfigError
+from tools.energy_report.options import configure as configure_report
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +72,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     calibrate.add_argument("--csv", type=Path, help="an external meter's file: columns unix_s, watts")
     calibrate.add_argument("--json", action="store_true")
     calibrate.set_defaults(run=print_calibration)
+    text = "Draw what runs, boards' profiles and kept samples say: one HTML page, and the numbers as CSV and JSON."
+    report = parts.add_parser("report", help=text, description=text)
+    configure_report(report)
 
 
 def print_calibration(options: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """A whole federation in one process over Loopback: the code of the real one, without a broker.
 
 Each client is the real daemon in a thread of its own. Energy is not measured here: the process's
-CPU time cannot be told apart by client.
+CPU time cannot be told apart by client. It may be modelled (tools/lab/boards.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edge_client.energy.meter import Meter
 from edge_client.energy.source import NoSource
 from edge_client.kernels import library_path
 from edge_client.link import Link
-from edge_client.runtime import Backend
+from edge_client.runtime import Backend, onnx_backend
 from edge_client.spool import Spool
 from edge_client.trust import Trust
 from protocol import artifact as artifacts
@@ -29,6 +29,7 @@ from protocol.method import Global
 from protocol.sparse import SparseVector
 from protocol.topics import Topics
 from protocol.transport import LoopbackHub
+from tools.lab.boards import ModelledBoard
 
 
 def simulate(
@@ -38,11 +39,13 @@ def simulate(
     show: Callable[[Progress], None] = lambda progress: None,
     observe: Callable[[str, SparseVector, SparseVector], None] | None = None,
     backend: Backend | None = None,
+    boards: Mapping[str, ModelledBoard] | None = None,
 ) -> Global:
     """Run an experiment with these clients (id -> data file); return the final model.
 
     The run folder and the clients' state are made under `folder`. `observe` is told of each model that a
-    client has trained, and of what it uploads. `backend` runs the clients' steps instead of ONNX Runtime.
+    client has trained, and of what it uploads. `backend` runs the clients' steps instead of ONNX Runtime;
+    `boards` pay for them, by client id.
     """
     artifact = Path(experiment.artifact)
     manifest = artifacts.read(artifact)
@@ -71,7 +74,10 @@ def simulate(
             client_id=client_id, data=str(data), state=str(folder / "state" / client_id), exit_after_run=True
         )
         spool = Spool(Path(config.state))
-        meter, session = Meter(NoSource()), spool.next_session()
+        meter, session, runs = Meter(NoSource()), spool.next_session(), backend
+        if boards is not None:
+            meter = boards[client_id].meter
+            runs = boards[client_id].backend(backend or onnx_backend(config.runtime, library_path(), 1))
         trust = Trust.at(Path(config.state), session)
         link = Link(hub.connect(client_id), topics, client_id, trust)
         daemon = Daemon(
@@ -85,7 +91,7 @@ def simulate(
             1,
             "simulated",
             observe=observe,
-            backend=backend,
+            backend=runs,
         )
         threads.append(threading.Thread(target=daemon.run, name=client_id, daemon=True))
         threads[-1].start()

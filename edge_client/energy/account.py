@@ -13,11 +13,13 @@ from protocol.messages import Phase
 
 @dataclass
 class Span:
-    """A phase in progress: the bytes are set by whoever moves them, and the name may be corrected."""
+    """A phase in progress: bytes and steps are set by whoever moves and makes them; the name may be corrected."""
 
     name: str
     received_bytes: int = 0
     sent_bytes: int = 0
+    num_steps: int = 0
+    num_examples: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,4 +66,7 @@ def phase_of(measured: Measured, closed: Closed, about: About, idle: Idle | None
         clock_mhz=closed.seen.clock_mhz,
         throttling=",".join(closed.seen.throttling),
         meter_cpu_s=closed.meter_cpu_s,
+        num_steps=closed.span.num_steps,
+        num_examples=closed.span.num_examples,
+        battery_percent=closed.seen.battery_percent,
     )

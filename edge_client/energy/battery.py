@@ -46,10 +46,34 @@ class Battery:
         return Reading(abs(self._current.integer()) * self._voltage.integer() / 1e12)
 
 
+class Charge:
+    """How full the batteries are: the emptiest, in percent."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        """Find them."""
+        self._files = [KernelFile(supply / "capacity") for supply in _supplies(root)]
+
+    def read_percent(self) -> float | None:
+        """Return it; None where there is no battery, or none that can be read now."""
+        found = []
+        for file in self._files:
+            try:
+                percent = file.integer()
+            except (OSError, ValueError):
+                continue
+            if 0 <= percent <= 100:
+                found.append(float(percent))
+        return min(found, default=None)
+
+
+def _supplies(root: Path) -> list[Path]:
+    found = [folder for folder in folders(root, f"{SUPPLIES}/*") if text(folder / "type") == "Battery"]
+    return [folder for folder in found if text(folder / "scope") != "Device"]  # A mouse's is none of ours.
+
+
 def find(root: Path) -> Battery | Unavailable:
     """Return the one battery, or why it says nothing."""
-    found = [folder for folder in folders(root, f"{SUPPLIES}/*") if text(folder / "type") == "Battery"]
-    found = [folder for folder in found if text(folder / "scope") != "Device"]  # A mouse's is none of ours.
+    found = _supplies(root)
     if len(found) != 1:
         many = "no battery" if not found else f"{len(found)} batteries"
         return Unavailable("battery", f"{many} under {root / SUPPLIES}", "use another source")

@@ -1,4 +1,4 @@
-"""What the board was like during a phase: temperature, clock, throttling, under-voltage.
+"""What the board was like during a phase: temperature, clock, throttling, under-voltage, battery.
 
 Sampled once a second by the meter's thread, at both ends of each phase besides. Nothing here raises:
 what cannot be read is unknown.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edge_client.energy.battery import Charge
 from edge_client.energy.cpu_clock import CpuClock
 from edge_client.energy.thermal import Thermal
 from edge_client.energy.throttling import Throttling, find
@@ -24,6 +25,7 @@ class Seen:
     temperature_c: float | None = None  # Highest.
     clock_mhz: float | None = None  # Mean.
     throttling: tuple[str, ...] = ()  # Sorted; empty: nothing was seen, or nothing can tell.
+    battery_percent: float | None = None  # At the end.
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Conditions:
     thermal: Thermal
     clock: CpuClock
     throttling: Sequence[Throttling]
+    charge: Charge
     _temperatures: list[float] = field(default_factory=list)
     _flags: set[str] = field(default_factory=set)
     _due_s: float = 0.0
@@ -55,18 +58,25 @@ class Conditions:
         """Return what was seen since `begin`."""
         self._look(now_s)
         highest = max(self._temperatures, default=None)
-        return Seen(highest, self.clock.mean_mhz(), tuple(sorted(self._flags)))
+        charge = self.charge.read_percent()
+        return Seen(highest, self.clock.mean_mhz(), tuple(sorted(self._flags)), charge)
 
-    def _look(self, now_s: float) -> None:
+    def now(self, now_s: float) -> Seen:
+        """Return how the board is now, without a clock; the open phase sees it too."""
+        temperature, flags = self._look(now_s)
+        return Seen(temperature, None, tuple(sorted(flags)), self.charge.read_percent())
+
+    def _look(self, now_s: float) -> tuple[float | None, set[str]]:
         self._due_s = now_s + EVERY_S
         temperature = self.thermal.read_c()
         if temperature is not None:
             self._temperatures = [max([temperature, *self._temperatures])]
         self.clock.sample()
-        for one in self.throttling:
-            self._flags |= one.flags()
+        flags: set[str] = set().union(*(one.flags() for one in self.throttling))
+        self._flags |= flags
+        return temperature, flags
 
 
 def watch(root: Path = Path("/")) -> Conditions:
     """Return what this board has to look at."""
-    return Conditions(Thermal(root), CpuClock(root), find(root))
+    return Conditions(Thermal(root), CpuClock(root), find(root), Charge(root))

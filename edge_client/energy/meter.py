@@ -111,6 +111,13 @@ class Meter:
         """Return the time of the meter's clock."""
         return self._clock()
 
+    def seen_now(self) -> Seen:
+        """Return how the board is now: what a waiting client tells of itself."""
+        if self._conditions is None:
+            return Seen()
+        with self._lock:
+            return self._conditions.now(self._clock())
+
     def take(self) -> list[Phase]:
         """Return the phases measured since the last call, in order."""
         done, self._done = self._done, []

@@ -65,7 +65,9 @@ class MeterSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         None  # Of the sensor's low pass, by a step test.
     )
     monitor: str = ""
-    keep_samples_mb: Annotated[int, msgspec.Meta(ge=0)] = 0  # Compressed, in the state folder; 0: none.
+    keep_samples_mb: Annotated[int, msgspec.Meta(ge=0)] = (
+        0  # All files, compressed, in the state folder; 0: none.
+    )
     i2c: I2cSettings | None = None
     plug: PlugSettings | None = None
     calibration: Calibration | None = None

@@ -27,6 +27,11 @@ class FedAvg(Method, frozen=True):
         """Uploads are changes."""
         return True
 
+    @property
+    def unequal_steps(self) -> bool:
+        """Uploads are averaged by examples."""
+        return True
+
     # Client half
 
     def client(

@@ -87,6 +87,11 @@ class FedPaI(Method, frozen=True):
         """With one mask, uploads are changes within it."""
         return self.masks == "shared"
 
+    @property
+    def unequal_steps(self) -> bool:
+        """Personal weights count once per client, however far they went."""
+        return self.masks == "shared"
+
     # Client half
 
     def inputs(self, turn: Turn, memory: Memory) -> tuple[str, ...]:

@@ -47,6 +47,11 @@ class Magnitude(Method, frozen=True):
         """Prune before sending."""
         return {"weights": self.pruned(current.weights, layout)}
 
+    @property
+    def unequal_steps(self) -> bool:
+        """Uploads are averaged by examples."""
+        return True
+
     # Client half
 
     def client(

@@ -35,6 +35,11 @@ class TopK(Method, frozen=True):
     floor: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     ramp_rounds: Annotated[int, msgspec.Meta(ge=0)] = 0  # Until the target is reached; 0: at once.
 
+    @property
+    def unequal_steps(self) -> bool:
+        """Uploads are averaged by examples."""
+        return True
+
     # Client half
 
     def client(

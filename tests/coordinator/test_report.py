@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import fields
+from pathlib import Path
 
 from coordinator.experiment import CohortConfig, Experiment
-from coordinator.report import DEVICES, EVENTS, RunFolder, device_rows, read_csv
+from coordinator.report import DEVICES, EVENTS, DeviceRow, RoundRow, RunFolder, device_rows, read_csv
 from protocol.config import load
 from protocol.messages import Phase, Training
 
@@ -100,6 +103,9 @@ MEASURED = Phase(
     clock_mhz=1500.0,
     throttling="throttled,under-voltage",
     meter_cpu_s=0.01,
+    num_steps=12,
+    num_examples=190,
+    battery_percent=71.0,
 )
 
 
@@ -125,3 +131,12 @@ def test_a_folder_of_an_older_version_is_continued_in_its_own_columns(tmp_path):
     *_, last = read_csv(tmp_path / DEVICES)
     assert list(last) == columns
     assert (last["phase"], last["energy_j"], last["kernels"]) == ("train", "11.0", "k")
+
+
+def test_every_column_is_documented():
+    text = (Path(__file__).parents[2] / "docs/report.md").read_text()
+    for table, kind in (("rounds.csv", RoundRow), ("devices.csv", DeviceRow)):
+        part = text.partition(f"## {table}\n")[2].partition("\n## ")[0]
+        cells = re.findall(r"^\| ([^|]+) \|", part, re.MULTILINE)
+        documented = {name.strip() for cell in cells for name in cell.split(",")}
+        assert {field.name for field in fields(kind)} == documented - {"column", "---"}

@@ -27,10 +27,18 @@ def examples() -> Examples:
     return Examples(rng.standard_normal((160, 1, 8, 8)).astype(np.float32), rng.integers(0, 10, 160))
 
 
-def trainer(folder, examples: Examples, training: Training = TRAINING, seed: int = 0, threads: int = 1):
+def trainer(
+    folder,
+    examples: Examples,
+    training: Training = TRAINING,
+    seed: int = 0,
+    threads: int = 1,
+    most_steps: int = 0,
+):
     manifest = artifacts.read(folder)
     runtime = open_runtime(PORTABLE, manifest, folder, library_path(), threads)
-    made = Trainer(manifest, runtime, examples, training, generator(seed, "a", 1))
+    rng = generator(seed, "a", 1)
+    made = Trainer(manifest, runtime, examples, training, rng, most_steps=most_steps)
     flat = artifacts.weights((folder / artifacts.INITIAL).read_bytes(), manifest.layout)
     return made, manifest.layout, flat
 
@@ -41,6 +49,7 @@ def test_twenty_steps_follow_masked_pytorch(artifact, examples):
     mask = parity.random_mask(layout, 0.3, np.random.default_rng(3))
     ours = made.fit(SparseVector.of(flat, mask)).dense()
     assert made.num_steps == 20
+    assert made.num_examples == TRAINING.local_epochs * len(examples)
 
     module = builder("cnn")((1, 8, 8), 10).train()
     state, kept = module.state_dict(), layout.views(SparseVector(mask, np.ones(mask.nnz, np.float32)).dense())
@@ -127,6 +136,18 @@ def test_steps_go_on_over_epochs(artifact):
     assert made.num_steps == 5
     assert [num_batches(n, 16) for n in (1, 15, 16, 17, 18, 32, 33)] == [1, 1, 1, 1, 2, 2, 2]
     assert num_batches(3, 1) == 3
+
+
+def test_a_task_may_ask_for_fewer_steps_than_its_epochs_have(artifact, examples):
+    made, layout, flat = trainer(artifact("cnn"), examples)
+    whole = made.fit(SparseVector.of(flat, Mask.full(layout.size)))
+    spared, *_ = trainer(artifact("cnn"), examples, most_steps=7)
+    short = spared.fit(SparseVector.of(flat, Mask.full(layout.size)))
+    assert (made.num_steps, spared.num_steps) == (20, 7)
+    assert spared.num_examples < made.num_examples
+    assert not np.array_equal(short.values, whole.values)
+    spared.fit(short, num_steps=3)
+    assert spared.num_steps == 7 + 3
 
 
 def test_the_loss_of_a_model_is_the_mean_over_its_examples(artifact):

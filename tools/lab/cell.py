@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 
 from coordinator.evaluate import Evaluator
-from coordinator.experiment import CohortConfig, EvaluationConfig, Experiment, InitialConfig
+from coordinator.experiment import EvaluationConfig, Experiment, InitialConfig
 from coordinator.report import ROUNDS, read_csv
 from edge_client.runtime import Backend
 from protocol import artifact as artifacts
 from protocol.durable import replace_file
 from protocol.examples import load
 from protocol.sparse import Mask, SparseVector, iou
-from tools.lab.plan import Cell, Plan, skew_name, training_of
+from tools.lab.boards import ModelledBoard
+from tools.lab.costs import costs
+from tools.lab.plan import Cell, Plan, cohort_of, skew_name, training_of
 from tools.simulate import simulate
 from tools.split import SPLIT, split
 
@@ -34,14 +36,14 @@ def run(plan: Plan, cell: Cell, home: Path) -> dict[str, Any]:
     logging.disable(logging.ERROR)
     shutil.rmtree(folder, ignore_errors=True)
     data = partition(plan, cell.alpha, cell.seed, home)
-    row, clients = plan.rows[cell.row], plan.data.clients
+    row = plan.rows[cell.row]
     experiment = Experiment(
         artifact=str(home / "artifact"),
         data=str(data),
         rounds=plan.rounds,
         method=row.method,
         training=training_of(plan, row),
-        cohort=CohortConfig(clients=clients, per_round=plan.data.per_round, deadline_s=3600),
+        cohort=cohort_of(plan, row),
         seed=cell.seed,
         initial=InitialConfig("seed", row.gain),
         schedule=row.schedule,
@@ -56,13 +58,18 @@ def run(plan: Plan, cell: Cell, home: Path) -> dict[str, Any]:
     def observe(client_id: str, model: SparseVector, upload: SparseVector) -> None:
         local[client_id], masks[client_id] = model, upload.mask
 
-    simulate(experiment, files, folder, observe=observe, backend=backend_of(plan))
+    boards = {}
+    if plan.boards:
+        kinds = [board for board in plan.boards for _ in range(board.count)]
+        boards = {name: ModelledBoard(board) for name, board in zip(sorted(files), kinds, strict=True)}
+    simulate(experiment, files, folder, observe=observe, backend=backend_of(plan), boards=boards or None)
     result = {
         "row": row.label,
         "alpha": cell.alpha,
         "seed": cell.seed,
         **_of_rounds(folder, experiment),
         "mask_iou": _overlap([masks[client_id] for client_id in sorted(masks)]),
+        **(costs(folder) if boards else {}),
         **_local(experiment, local, {Path(part["file"]).stem: part["labels"] for part in parts}),
     }
     shutil.rmtree(folder / "state", ignore_errors=True)  # Megabytes for each client.

@@ -23,6 +23,7 @@ import numpy as np
 
 from protocol.errors import ConfigError, UserError
 from tools.dataset import read as read_data
+from tools.lab import costs
 from tools.lab.cell import backend_of, partition, run
 from tools.lab.plan import Cell, Plan, cells, read, skew_name, source_of
 
@@ -119,8 +120,9 @@ def _plan_in(out: Path) -> Plan | None:
 
 def table(plan: Plan, results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each method and alpha: means over seeds."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for alpha in plan.skews:
+        first = len(rows)
         for index, row in enumerate(plan.rows):
             found = [results[Cell(index, alpha, seed).name] for seed in plan.seeds]
             accuracy = [one["accuracy"] for one in found]
@@ -143,6 +145,13 @@ def table(plan: Plan, results: dict[str, dict[str, Any]]) -> list[dict[str, Any]
                     "alarms": sum(one["alarms"] for one in found),
                 }
             )
+        if plan.boards:
+            by_row = [
+                [results[Cell(index, alpha, seed).name] for seed in plan.seeds]
+                for index in range(len(plan.rows))
+            ]
+            for row_, more in zip(rows[first:], costs.compared(by_row), strict=True):
+                row_.update(more)
     return rows
 
 
@@ -163,6 +172,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             f"{row['download_bytes_per_round'] / 1e3:.1f} | {row['compression']:.1f}x | {row['mask_iou']:.2f} | "
             f"{row['union_density']:.3g} | {row['min_layer_density']:.3g} | {controls} |"
         )
+    if rows and "joules" in rows[0]:
+        lines += ["", costs.markdown(rows)]
     return "\n".join(lines)
 
 

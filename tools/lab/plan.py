@@ -33,11 +33,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from coordinator.experiment import ScheduleConfig, WireConfig
+from coordinator.experiment import CohortConfig, ScheduleConfig, WireConfig
 from protocol.config import load
 from protocol.errors import ConfigError
 from protocol.messages import Setting, Training
 from protocol.methods import build
+from tools.lab.boards import Board
 
 DATA_VARIABLE = "SPARSEFLEET_DATA"
 Amount = Annotated[int, msgspec.Meta(ge=1)]
@@ -63,6 +64,7 @@ class Row(msgspec.Struct, forbid_unknown_fields=True):
     training: dict[str, Any] = msgspec.field(default_factory=dict)  # What differs from the lab's.
     schedule: ScheduleConfig = msgspec.field(default_factory=ScheduleConfig)
     gain: float = 2.0  # Of the drawn model: variance times fan-in.
+    cohort: dict[str, Any] = msgspec.field(default_factory=dict)  # choose, train_target_s.
 
     @property
     def label(self) -> str:
@@ -83,6 +85,7 @@ class Plan(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     num_classes: Amount = 10
     seeds: Annotated[list[int], msgspec.Meta(min_length=1)] = msgspec.field(default_factory=lambda: [0, 1, 2])
     alphas: list[float] = []
+    boards: list[Board] = []  # Modelled (tools/lab/boards.py); none: nothing is said of joules and time.
 
     @property
     def skews(self) -> list[float | None]:
@@ -123,8 +126,15 @@ def read(path: Path) -> Plan:
         if labels.count(label) > 1:
             raise ConfigError(f"{path}: two rows are called {label!r}; give them names")
     for row in plan.rows:
-        training_of(plan, row)
-        build(str(row.method.get("name")), {k: v for k, v in row.method.items() if k != "name"})
+        training = training_of(plan, row)
+        method = build(str(row.method.get("name")), {k: v for k, v in row.method.items() if k != "name"})
+        method.check(training, row.wire.download_values)
+        cohort_of(plan, row).check(method)
+    if plan.boards and sum(board.count for board in plan.boards) != plan.data.clients:
+        raise ConfigError(
+            f"{path}: the boards' counts are {sum(b.count for b in plan.boards)} together, "
+            f"data.clients is {plan.data.clients}"
+        )
     return plan
 
 
@@ -147,6 +157,19 @@ def training_of(plan: Plan, row: Row) -> Training:
         return msgspec.convert({**msgspec.to_builtins(plan.training), **row.training}, Training)
     except msgspec.ValidationError as error:
         raise ConfigError(f"row {row.label!r}: training: {error}") from error
+
+
+def cohort_of(plan: Plan, row: Row) -> CohortConfig:
+    """Who is asked in one row.
+
+    Raises:
+        ConfigError: the row sets something that is no part of it.
+    """
+    data = {"clients": plan.data.clients, "per_round": plan.data.per_round, "deadline_s": 3600.0}
+    try:
+        return msgspec.convert({**data, **row.cohort}, CohortConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"row {row.label!r}: cohort: {error}") from error
 
 
 def source_of(plan: Plan) -> str:

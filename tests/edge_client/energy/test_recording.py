@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from edge_client.energy import recording
-from edge_client.energy.recording import Recording
+from edge_client.energy.recording import Recording, room_in
 from edge_client.energy.source import About, Accuracy, Reading
 
 ABOUT = About("ina3221:VDD_IN", "power", "module_input", "", "", Accuracy(0.0))
@@ -29,7 +29,7 @@ def test_samples_come_back(tmp_path: Path) -> None:
     assert first == "# ina3221:VDD_IN power W module_input"
     read = list(csv.DictReader(lines))
     assert len(read) == 1000
-    assert read[-1] == {"t_s": "111.9000", "phase": "train", "value": "6.65446"}
+    assert read[-1] == {"t_s": "111.9000", "phase": "train", "value": "6.654464"}
     assert (tmp_path / "s.csv.zst").stat().st_size < 5000
 
 
@@ -63,3 +63,22 @@ def test_a_full_disk_ends_the_recording_and_not_the_training(
     for _ in range(3):
         kept.keep("train", 0.0, Reading(1.0))
     assert [record.getMessage().count("No space left") for record in caplog.records] == [1]
+
+
+def test_a_counters_samples_say_where_joules_are_missing(tmp_path: Path) -> None:
+    kept = Recording(
+        tmp_path / "s.csv.zst", About("rapl:package-0", "energy", "soc_package", "", "", Accuracy(0.0)), 10**6
+    )
+    kept.keep("train", 1.0, Reading(123456.789, gaps=2))
+    kept.close()
+    assert rows(tmp_path / "s.csv.zst")[1:] == ["t_s,phase,value,gaps", "1.0000,train,123456.789,2"]
+
+
+def test_files_of_many_starts_stay_within_one_limit(tmp_path: Path) -> None:
+    for start in range(6):
+        room = room_in(tmp_path, 1000)
+        assert room >= 500
+        (tmp_path / f"samples-100{start}.csv.zst").write_bytes(bytes(min(room, 300)))
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 1000
+    assert not (tmp_path / "samples-1000.csv.zst").exists()
+    assert (tmp_path / "samples-1005.csv.zst").exists()

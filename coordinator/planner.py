@@ -1,0 +1,147 @@
+"""Who is asked in a round, for how many local steps, and what their updates weigh.
+
+Between the experiment's settings, the pure decisions (cohort, energy_cohort, pace) and the accounts. Time
+is that of the run: it stands still while the coordinator is stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coordinator import cohort, energy_cohort, pace
+from coordinator.accounts import Accounts
+from coordinator.cost_model import Step
+from coordinator.energy_cohort import Choice, Limits
+from coordinator.experiment import Experiment
+from coordinator.report import DEVICES, ROUNDS, DeviceRow, parse_device_row, read_csv
+from protocol.errors import ConfigError
+from protocol.examples import num_batches
+from protocol.messages import Join, Phase, Training, Update
+from protocol.method import TRAIN, Turn
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One round's."""
+
+    cohort: list[str]
+    resting: dict[str, str] = field(default_factory=dict)  # Who rests, and why.
+    steps: dict[str, int] = field(default_factory=dict)  # Of those with fewer than their epochs have.
+
+
+class Planner:
+    """Plans the rounds of one run."""
+
+    def __init__(
+        self, experiment: Experiment, profiles: Mapping[str, tuple[Step, ...]], now: Callable[[], float]
+    ) -> None:
+        """`now` is the run's time in seconds."""
+        self._experiment, self._config, self._now = experiment, experiment.cohort, now
+        self.accounts = Accounts(profiles)
+        self._round_number, self._density = 0, 1.0
+        self._scopes: set[str] = set()
+        config = self._config
+        self._limits = Limits(
+            config.joules_per_day or math.inf,
+            config.battery_floor_percent,
+            config.temperature_ceiling_c or math.inf,
+            config.rest_s,
+        )
+
+    def heard(self, message: Join) -> None:
+        """A client has joined, or tells how it is."""
+        self.accounts.join(message, self._round_number, self._now())
+        if self._config.choose == "energy" and message.energy_scope not in self._scopes:
+            self._scopes.add(message.energy_scope)
+            if len(self._scopes) > 1:
+                log.warning("joules of scopes %s do not compare, yet the least spent are asked", self._scopes)
+
+    def spent(self, client_id: str, round_number: int, phases: Sequence[Phase]) -> None:
+        """A client has reported what it did."""
+        self.accounts.record(client_id, round_number, phases, self._density, self._now())
+
+    def plan(self, turn: Turn, able: Mapping[str, Join], count: int, density: float) -> Plan:
+        """Return the round's plan: `count` of the `able`; nobody, where all rest.
+
+        `density` is that of the weights that clients will train.
+
+        Raises:
+            ConfigError: nobody will ever be able to be asked.
+        """
+        self._round_number, self._density = turn.number, density
+        full = {name: full_steps(join.num_examples, turn.training) for name, join in able.items()}
+        steps = dict(full)
+        if self._is_paced(turn):
+            steps = {name: self._steps(name, full[name], density) for name in full}
+        choice = self._choose(turn.number, count, steps, density)
+        if (
+            not choice.asked
+            and choice.resting
+            and len(choice.resting) == len(able)
+            and math.isinf(choice.until_s)
+        ):
+            reasons = "; ".join(f"{name}: {rest.reason}" for name, rest in choice.resting.items())
+            raise ConfigError(f"no device can ever be asked: {reasons}")
+        for name in choice.asked:
+            predicted_j = self.accounts.predicted_j(name, steps[name], density)
+            self.accounts.ask(name, turn.number, predicted_j, self._now())
+        return Plan(
+            list(choice.asked),
+            {name: rest.reason for name, rest in choice.resting.items()},
+            {name: steps[name] for name in choice.asked if steps[name] < full[name]},
+        )
+
+    def weigh(self, turn: Turn, update: Update, plain: int) -> int:
+        """Return an update's weight; `plain` is the method's.
+
+        It follows from the update alone, so that a resumed round weighs alike. Who claims fewer steps than
+        anybody is asked for is taken at those.
+        """
+        if not self._is_paced(turn):
+            return plain
+        full = full_steps(update.num_examples, turn.training)
+        made = min(full, max(update.num_steps, pace.least_steps(full)))
+        return pace.weight(plain, full, made, turn.training.momentum)
+
+    def restore(self, folder: Path, trains_dense: bool) -> None:
+        """Read what devices have done in this run so far, those of a round that was broken off included."""
+        ended_s, density = 0.0, 1.0
+        rows: dict[int, dict[str, list[DeviceRow]]] = defaultdict(lambda: defaultdict(list))
+        for line in read_csv(folder / DEVICES):
+            row = parse_device_row(line)
+            rows[row.round_number][row.client_id].append(row)
+        for line in read_csv(folder / ROUNDS):
+            ended_s += float(line["duration_s"])
+            number = int(line["round_number"])
+            for client_id, phases in rows.pop(number, {}).items():
+                self.accounts.restore(client_id, number, phases, density, ended_s)
+            density = 1.0 if trains_dense else float(line["union_density"] or 1.0)
+        for number, broken_off in sorted(rows.items()):
+            for client_id, phases in broken_off.items():
+                self.accounts.restore(client_id, number, phases, density, ended_s)
+
+    def _steps(self, client_id: str, full: int, density: float) -> int:
+        model = self.accounts.accounts[client_id].model
+        return pace.local_steps(full, model.step_s(density), self._config.train_target_s)
+
+    def _is_paced(self, turn: Turn) -> bool:
+        return turn.stage == TRAIN and self._config.train_target_s > 0
+
+    def _choose(self, number: int, count: int, steps: Mapping[str, int], density: float) -> Choice:
+        seed = self._experiment.seed
+        if self._config.choose == "random":
+            return Choice(tuple(cohort.choose(steps, count, seed, number)), {})
+        devices = [self.accounts.device(name, number, steps[name], density) for name in steps]
+        return energy_cohort.choose(devices, count, self._limits, seed, number, self._now())
+
+
+def full_steps(num_examples: int, training: Training) -> int:
+    """Return how many local steps the epochs have."""
+    return training.local_epochs * num_batches(num_examples, training.batch_size)

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import csv
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from coordinator.cost_model import Step
+from coordinator.experiment import CohortConfig, Experiment
+from coordinator.planner import Planner
+from coordinator.report import DEVICES, ROUNDS, device_rows
+from protocol.errors import ConfigError
+from protocol.messages import BlobRef, Join, Phase, Training, Update
+from protocol.method import Turn
+from tests.tools.energy_report.runs import row as round_row
+
+
+def planner(
+    now: list[float], profiles: dict[str, tuple[Step, ...]] | None = None, **cohort: object
+) -> Planner:
+    experiment = Experiment(
+        artifact="a",
+        data="d",
+        rounds=10,
+        method={"name": "fedavg"},
+        training=TRAINING,
+        cohort=CohortConfig(clients=2, **cohort),  # type: ignore[arg-type]
+    )
+    return Planner(experiment, profiles or {}, lambda: now[0])
+
+
+def join(name: str, **more: object) -> Join:
+    return Join(name, 1, 100, "r", "k", "rpi5", "pmic", energy_scope="board_input", **more)  # type: ignore[arg-type]
+
+
+def joined(made: Planner, *joins: Join) -> dict[str, Join]:
+    for one in joins:
+        made.heard(one)
+    return {one.client_id: one for one in joins}
+
+
+def trained(seconds: float, joules: float, steps: int = 20, **more: object) -> Phase:
+    return Phase("train", seconds, 1.0, joules, 0.1, "pmic", num_steps=steps, **more)  # type: ignore[arg-type]
+
+
+TRAINING = Training(2, 10, 0.1, 0.9)
+
+
+def turn(number: int, stage: str = "train") -> Turn:
+    return Turn(number, stage, 0, TRAINING)
+
+
+def update(name: str, steps: int) -> Update:
+    return Update(name, 1, "run", 2, "train", 100, BlobRef("ab" * 32, 10), 0.1, steps, [], 0)
+
+
+def test_random_asks_as_ever_and_weighs_as_ever():
+    made = planner([0.0], per_round=1)
+    trusted = joined(made, join("a"), join("b"))
+    found = made.plan(turn(1), trusted, 1, 1.0)
+    assert (len(found.cohort), found.resting, found.steps) == (1, {}, {})
+    assert made.weigh(turn(1), update("a", 7), 100) == 100
+
+
+def test_slow_boards_make_fewer_steps_from_the_second_round_on():
+    made = planner([0.0], train_target_s=2.0)
+    trusted = joined(made, join("fast"), join("slow"))
+    assert made.plan(turn(1), trusted, 2, 1.0).steps == {}  # 2 epochs of 10 batches; nothing is known.
+    made.spent("fast", 1, [trained(1.0, 5.0)])
+    made.spent("slow", 1, [trained(5.0, 5.0)])
+    found = made.plan(turn(2), trusted, 2, 1.0)
+    assert found.steps == {"slow": 8}  # A step takes 0.25 s.
+    spared, whole = (made.weigh(turn(2), update("a", steps), 100) for steps in (8, 20))
+    assert whole == 1600
+    # rho = 0.9: |a(20)| = 200 - 90 (1 - 0.9^20) = 120.94, |a(8)| = 80 - 90 (1 - 0.9^8) = 28.74.
+    assert spared == pytest.approx(1600 * 120.94 / 28.74, rel=1e-3)
+    # Nobody is asked for fewer than 5 steps: who claims them is taken at 5. Nor does anybody make more than all.
+    assert made.weigh(turn(2), update("a", 1), 100) == made.weigh(turn(2), update("a", 5), 100)
+    assert made.weigh(turn(2), update("a", 99), 100) == whole
+
+
+def test_a_round_that_only_looks_for_a_mask_is_not_paced():
+    made = planner([0.0], train_target_s=2.0)
+    trusted = joined(made, join("slow"))
+    made.spent("slow", 1, [trained(5.0, 5.0)])
+    assert made.plan(turn(2, "score"), trusted, 1, 1.0).steps == {}
+    assert made.weigh(turn(2, "score"), update("slow", 3), 1) == 1
+
+
+def test_a_profile_paces_the_first_round_by_density():
+    steps = (Step(1.0, 0.25, 1.0), Step(0.1, 0.05, 0.2))
+    made = planner([0.0], {"rpi5": steps}, train_target_s=2.0)
+    trusted = joined(made, join("slow"))
+    assert made.plan(turn(1), trusted, 2, 1.0).steps == {"slow": 8}
+    assert made.plan(turn(2), trusted, 2, 0.1).steps == {}
+
+
+def test_whoever_rests_is_not_asked_and_everybody_resting_asks_nobody():
+    now = [0.0]
+    made = planner(now, choose="energy", temperature_ceiling_c=70.0, rest_s=100.0)
+    trusted = joined(made, join("cool"), join("hot", temperature_c=80.0))
+    found = made.plan(turn(1), trusted, 2, 1.0)
+    assert (found.cohort, found.resting) == (["cool"], {"hot": "hot: 80 of 70 °C"})
+    made.heard(join("cool", temperature_c=90.0))
+    assert made.plan(turn(2), trusted, 2, 1.0).cohort == []
+    now[0] = 50.0
+    made.heard(join("cool", temperature_c=60.0))  # It says that it has cooled down.
+    assert made.plan(turn(2), trusted, 2, 1.0).cohort == ["cool"]
+
+
+def test_if_nobody_can_ever_be_asked_the_run_ends_with_the_reasons():
+    made = planner([0.0], choose="energy", joules_per_day=10.0)
+    trusted = joined(made, join("a"))
+    made.plan(turn(1), trusted, 2, 1.0)
+    made.spent("a", 1, [trained(5.0, 11.0)])
+    with pytest.raises(
+        ConfigError, match=r"no device can ever be asked: a: over budget: 11 J spent, 11 J to come"
+    ):
+        made.plan(turn(2), trusted, 2, 1.0)
+
+
+def test_a_resumed_run_knows_what_was_spent_and_when(tmp_path: Path):
+    for name, rows in (
+        (ROUNDS, [asdict(replace(round_row(n, 0.5), union_density=0.1)) for n in (1, 2)]),
+        (
+            DEVICES,
+            [asdict(r) for n in (1, 2, 3) for r in device_rows(n, "a", [trained(5.0, 8.0)], 1, "r", "k")],
+        ),
+    ):
+        with (tmp_path / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    now = [20.0]  # Round 3 was broken off.
+    made = planner(now, choose="energy", joules_per_day=30.0)
+    made.restore(tmp_path, trains_dense=False)
+    trusted = joined(made, join("a"), join("b"))
+    found = made.plan(turn(3), trusted, 2, 0.1)
+    assert found.cohort == ["b"]
+    assert found.resting["a"].startswith("over budget: 24 J spent, 8 J to come")
+    assert made.accounts.accounts["a"].device.spends == (
+        (10.0, 8.0),
+        (20.0, 8.0),
+        (20.0, 8.0),
+    )  # Rounds of 10 s.
+    assert [step.density for step in made.accounts.accounts["a"].model.rounds] == [1.0, 0.1, 0.1]
