@@ -16,10 +16,24 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from coordinator.enrolment import Enrolment
 from coordinator.registry import ACCEPTED, Device, Registry, Session
 from protocol.errors import NotAdmitted, ProtocolError, Replayed
 from protocol.identity import Key, fingerprint
-from protocol.messages import AnyMessage, Hello, Join, Leave, Message, Signed, Update, Want, decode, encode
+from protocol.messages import (
+    AnyMessage,
+    Hello,
+    Join,
+    Leave,
+    Message,
+    Pair,
+    Paired,
+    Signed,
+    Update,
+    Want,
+    decode,
+    encode,
+)
 from protocol.signed import Sealer, opened
 from protocol.topics import Address
 from protocol.transport import Packet
@@ -38,9 +52,12 @@ def default_home() -> Path:
 class Admission:
     """The door of one fleet, and the coordinator's own key."""
 
-    def __init__(self, key: Key, session: int, listed: Registry, guests: Registry | None = None) -> None:
+    def __init__(
+        self, key: Key, session: int, listed: Registry, guests: Registry | None = None, fleet: str = "fleet"
+    ) -> None:
         """`guests` keeps the keys of devices that are not listed; None: nobody is let in who is not."""
         self.listed, self.guests = listed, guests
+        self._enrolment = Enrolment(fleet, key.public, listed)
         self._sealer = Sealer(key, session)
         self._heard: dict[str, tuple[int, bool, int]] = {}  # The last state of each since this start.
 
@@ -52,7 +69,7 @@ class Admission:
             UserError: they cannot be read or written.
         """
         key, listed = Key.load_or_make(home), Registry(home / f"{fleet}.db")
-        return cls(key, listed.next_session(), listed, Registry(guests) if guests else None)
+        return cls(key, listed.next_session(), listed, Registry(guests) if guests else None, fleet)
 
     @classmethod
     def open_house(cls) -> Admission:
@@ -80,6 +97,10 @@ class Admission:
             return encode(message)
         sessions = found[1].sessions(client_id)
         return self._sealer.seal(topic, message, sessions[0].number if sessions else 0)
+
+    def answer(self, message: Pair) -> Paired:
+        """Return what convinces a device that was just let in."""
+        return self._enrolment.answer(message)
 
     def was_edited(self) -> bool:
         """Whether somebody has edited the list since this was asked last."""
@@ -114,7 +135,13 @@ class Admission:
         return message
 
     def _signed(self, client_id: str, topic: str, signed: Signed) -> AnyMessage:
-        device, registry = self._find(client_id) or self._guest(client_id, topic, signed)
+        inside = _inside(signed)
+        if isinstance(inside, Pair):
+            opened(signed, topic, inside.public_key)
+            _check_author(client_id, inside)
+            self._enrolment.let_in(inside)
+            return inside
+        device, registry = self._find(client_id) or self._guest(client_id, topic, signed, inside)
         if device.status != ACCEPTED:
             raise NotAdmitted(f"{device.status}: {device.reason}" if device.reason else device.status)
         message = opened(signed, topic, device.public_key)
@@ -152,13 +179,15 @@ class Admission:
             before, boot=boot, connection=message.connection, is_gone=is_gone, state_counter=counter
         )
 
-    def _guest(self, client_id: str, topic: str, signed: Signed) -> tuple[Device, Registry]:
+    def _guest(
+        self, client_id: str, topic: str, signed: Signed, inside: AnyMessage | None
+    ) -> tuple[Device, Registry]:
         """Let in whoever is not listed, under the key that it brings.
 
         Raises:
             NotAdmitted: unsigned devices are not allowed, or it brings no key, or another's.
         """
-        public = _key_in(signed)
+        public = inside.public_key if isinstance(inside, Join) else b""
         if self.guests is None:
             key = f" with the key {fingerprint(public)}" if public else ""
             raise NotAdmitted(f"a device{key} that is not on the list. Pair it: sparsefleet fleet code")
@@ -191,10 +220,9 @@ def _check_author(client_id: str, message: AnyMessage) -> None:
         raise NotAdmitted(f"a message of {client_id!r} speaks for {author!r}")
 
 
-def _key_in(signed: Signed) -> bytes:
-    """Return the key that a Join brings, not believed yet; empty if it is none."""
+def _inside(signed: Signed) -> AnyMessage | None:
+    """Return what is in an envelope, not to be believed yet; None if it is no message."""
     try:
-        message = decode(signed.payload)
-    except ProtocolError as error:
-        raise NotAdmitted(f"garbled: {error}") from error
-    return message.public_key if isinstance(message, Join) else b""
+        return decode(signed.payload)
+    except ProtocolError:
+        return None

@@ -31,6 +31,7 @@ from protocol.messages import (
     Join,
     Leave,
     Message,
+    Pair,
     Phase,
     Receipt,
     Refusal,
@@ -180,13 +181,16 @@ class Reception:
             if self.open is not None:
                 self.open.round.drop(client_id, "sent away")
                 self._up.forget(client_id)
+        # Who was accepted just now has said that it is there before: the broker says it again.
+        self._transport.subscribe(self._topics.of_all(STATE))
 
     def _turn_away(self, client_id: str, error: NotAdmitted) -> None:
         """Note what nobody is known to have said: the first time, and each time that there were ten times more."""
         reason = "said before" if isinstance(error, Replayed) else str(error)
         self._num_turned_away[client_id, reason] += 1
         number = self._num_turned_away[client_id, reason]
-        if str(number).strip("0") == "1":
+        # What was said before comes again by itself, now and then: brokers deliver at least once.
+        if str(number).strip("0") == "1" and not (number == 1 and isinstance(error, Replayed)):
             log.warning("turned away client=%s times=%d reason=%s", client_id, number, error)
             self._folder.event("turned-away", client=client_id, times=number, reason=reason)
 
@@ -216,6 +220,9 @@ class Reception:
         open_ = self.open
         if isinstance(message, Update):
             self._announce(message)
+        elif isinstance(message, Pair):
+            self._folder.event("client-paired", client=message.client_id)
+            self.send(message.client_id, self.admission.answer(message))
         elif isinstance(message, Refusal):
             facts = {"client": message.client_id, "round": message.round_number, "reason": message.reason}
             self._folder.event("task-refused", **facts)

@@ -34,6 +34,7 @@ create table if not exists sessions (
     client_id text not null, session integer not null, boot text not null, connection integer not null,
     is_gone integer not null, state_counter integer not null, top integer not null, seen integer not null,
     primary key (client_id, session));
+create table if not exists codes (code text primary key, uses integer not null, status text not null);
 create table if not exists coordinator (session integer not null);
 """
 KEPT_SESSIONS = 16  # Of each device; older ones are only known to be over.
@@ -137,6 +138,33 @@ class Registry:
             self._db.execute("begin immediate")
             self._db.execute("delete from devices where client_id = ?", (client_id,))
             self._db.execute("delete from sessions where client_id = ?", (client_id,))
+
+    # Pairing codes
+
+    def add_code(self, code: str, uses: int, status: Status) -> None:
+        """Let so many devices in by this code, with this status."""
+        self._db.execute("insert into codes values (?, ?, ?)", (code, uses, status))
+
+    def codes(self) -> dict[str, tuple[int, Status]]:
+        """How many devices each code may still let in, and with which status."""
+        rows = self._db.execute("select code, uses, status from codes where uses > 0")
+        return {code: (uses, status) for code, uses, status in rows}
+
+    def withdraw_codes(self) -> None:
+        """Let in nobody by any code that was made so far."""
+        self._db.execute("delete from codes")
+
+    def pair(self, device: Device) -> bool:
+        """Use up its code once and add it; return whether the code could still be used."""
+        with self._db:
+            self._db.execute("begin immediate")
+            used = self._db.execute(
+                "update codes set uses = uses - 1 where code = ? and uses > 0", (device.code,)
+            )
+            if used.rowcount != 1:
+                return False
+            self.put(device)
+        return True
 
     # What they have said
 

@@ -7,6 +7,9 @@ state = "state"                  # folder for what must survive a restart
 [broker]
 url = "mqtt://laptop.local:1883"
 password = "..."                 # or the environment variable SPARSEFLEET_PASSWORD
+
+[identity]
+pairing_code = "..."             # once; from `sparsefleet fleet code` on the coordinator
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from edge_client.runtime import FULL, PORTABLE
 from protocol.config import load
 from protocol.messages import Name
 
+CODE_VARIABLE = "SPARSEFLEET_PAIRING_CODE"
 PASSWORD_VARIABLE = "SPARSEFLEET_PASSWORD"  # noqa: S105  The variable's name is no secret.
 
 
@@ -33,6 +37,15 @@ class BrokerConfig(msgspec.Struct, forbid_unknown_fields=True):
     username: str = "device"
     password: str = ""
     connect_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+
+
+class IdentityConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """How this device came to know its coordinator (docs/security.md)."""
+
+    # From `sparsefleet fleet code`; used once. Better: environment variable SPARSEFLEET_PAIRING_CODE.
+    pairing_code: str = ""
+    # Whether to obey a coordinator whose key is not known; "auto": over a broker on the loopback interface.
+    unsigned: Literal["auto", "allow", "refuse"] = "auto"
 
 
 class ClientConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -51,6 +64,7 @@ class ClientConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     profile: str = "auto"
     exit_after_run: bool = False  # Leave when the coordinator ends the run, instead of waiting for the next.
     broker: BrokerConfig = msgspec.field(default_factory=BrokerConfig)
+    identity: IdentityConfig = msgspec.field(default_factory=IdentityConfig)
     meter: MeterSettings = msgspec.field(default_factory=MeterSettings)
 
 
@@ -67,6 +81,7 @@ def read(path: Path, overrides: tuple[str, ...] = ()) -> ClientConfig:
 
 
 def with_secrets(config: ClientConfig) -> ClientConfig:
-    """Fill in what should not stand in files: the password, from the environment."""
+    """Fill in what should not stand in files: the password and the pairing code, from the environment."""
+    config.identity.pairing_code = os.environ.get(CODE_VARIABLE, config.identity.pairing_code)
     config.broker.password = os.environ.get(PASSWORD_VARIABLE, config.broker.password)
     return config

@@ -229,7 +229,26 @@ class Signed(Message, frozen=True, tag="signed"):
     signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 
 
-AnyMessage = Join | Leave | Task | Want | Update | Refusal | Receipt | Cost | End | Hello | Signed
+class Pair(Message, frozen=True, tag="pair"):
+    """A device that has a pairing code shows that it knows it (pairing.py); in an envelope signed by its key."""
+
+    client_id: Name
+    public_key: PublicKey
+    coordinator_key: PublicKey  # As it heard it.
+    nonce: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+    proof: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+
+
+class Paired(Message, frozen=True, tag="paired"):
+    """The coordinator knows the code, too, and has the device on its list."""
+
+    nonce: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+    proof: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+
+
+AnyMessage = (
+    Join | Leave | Task | Want | Update | Refusal | Receipt | Cost | End | Hello | Signed | Pair | Paired
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyMessage)

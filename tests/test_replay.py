@@ -55,8 +55,7 @@ class Client:
         self._thread.start()
 
     def _serve(self) -> None:
-        while not isinstance(order := self.link.next_order(20), End):
-            assert order is not None
+        while isinstance(order := self.link.next_order(20), Task):
             self._before(order)
             update = Update(
                 self.client_id,
@@ -99,7 +98,12 @@ class Wire:
         self.stranger.publish(TOPICS.of(kind, client_id, digest), payload)
 
     def federation(
-        self, name: str, session: int, before: Callable[[Task], None], rounds: int = 2
+        self,
+        name: str,
+        session: int,
+        before: Callable[[Task], None],
+        rounds: int = 2,
+        names: tuple[str, ...] = CLIENTS,
     ) -> tuple[Coordinator, list[Client]]:
         experiment = Experiment(
             artifact="",
@@ -121,7 +125,7 @@ class Wire:
             admission=Admission(self.keys["coordinator"], self.registry.next_session(), self.registry),
         )
         public = self.keys["coordinator"].public
-        clients = [Client(self.hub, one, Trust(self.keys[one], session, public), before) for one in CLIENTS]
+        clients = [Client(self.hub, one, Trust(self.keys[one], session, public), before) for one in names]
         return coordinator, clients
 
     def events(self, name: str) -> list[dict[str, object]]:

@@ -76,7 +76,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sparsefleet {_version()}")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log what happens; -vv logs more")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_lab, _demo, _export, _data, _run, _client, _energy, _bench, _doctor, _chaos, _device, _card):
+    for add in (
+        _lab,
+        _demo,
+        _export,
+        _data,
+        _run,
+        _client,
+        _fleet,
+        _energy,
+        _bench,
+        _doctor,
+        _chaos,
+        _device,
+        _card,
+    ):
         add(commands)
     return parser
 
@@ -308,6 +322,12 @@ def _client(commands: Subparsers) -> None:  # type: ignore[valid-type]
         return run_client(options)
 
     parser.set_defaults(run=run)
+
+
+def _fleet(commands: Subparsers) -> None:  # type: ignore[valid-type]
+    from tools.fleet import configure
+
+    configure(_command(commands, "fleet", "Who belongs to the fleet.", "sparsefleet fleet code"))
 
 
 def _energy(commands: Subparsers) -> None:  # type: ignore[valid-type]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import device_profiles
 from edge_client import notify
-from edge_client.config import ClientConfig, read, with_secrets
+from edge_client.config import CODE_VARIABLE, ClientConfig, read, with_secrets
 from edge_client.daemon import Daemon
 from edge_client.energy.choose import choose
 from edge_client.energy.conditions import watch
@@ -20,9 +20,11 @@ from edge_client.energy.recording import Recording
 from edge_client.energy.source import Sensor
 from edge_client.kernels import library_path
 from edge_client.link import Link
+from edge_client.pairing import pair
 from edge_client.spool import Spool
 from edge_client.trust import Trust
 from protocol import mqtt
+from protocol.broker_url import is_loopback
 from protocol.errors import ConfigError, RuntimeMissing, TransportError
 from protocol.examples import count
 from protocol.messages import Leave
@@ -68,6 +70,8 @@ def run_client(options: argparse.Namespace) -> int:
     transport = _connect(config, will)
     signal.signal(signal.SIGTERM, _leave)
     with contextlib.closing(transport):
+        if not trust.is_paired:
+            _pair(config, transport, topics, trust)
         link = Link(transport, topics, config.client_id, trust)
         threads = config.threads or profile.threads
         budget_mb = config.memory_budget_mb or profile.budget_mb or 0
@@ -116,6 +120,25 @@ def _connect(config: ClientConfig, will: Will) -> Transport:
             log.warning("no connection yet reason=%s", error)
             notify.beat()
             time.sleep(RETRY_S)
+
+
+def _pair(config: ClientConfig, transport: Transport, topics: Topics, trust: Trust) -> None:
+    """Come to know the coordinator, unless nobody but this machine can pose as one.
+
+    Raises:
+        ConfigError: there is no code, or it is not accepted.
+    """
+    identity = config.identity
+    if identity.pairing_code:
+        pair(transport, topics, config.client_id, trust, identity.pairing_code)
+    elif identity.unsigned == "refuse" or (
+        identity.unsigned == "auto" and not is_loopback(config.broker.url)
+    ):
+        raise ConfigError(
+            f"this device is not paired with a coordinator, and {config.broker.url} is not on this machine: it would "
+            "obey anybody. Make a code on the coordinator (sparsefleet fleet code) and set [identity] pairing_code, or "
+            f"the environment variable {CODE_VARIABLE}"
+        )
 
 
 def _leave(*_: object) -> None:

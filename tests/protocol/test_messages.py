@@ -16,6 +16,8 @@ from protocol.messages import (
     Join,
     Leave,
     Message,
+    Pair,
+    Paired,
     Phase,
     Receipt,
     Refusal,
@@ -78,6 +80,8 @@ MESSAGES: dict[str, Message] = {
     ),
     "leave_connection": Leave("pi-1", 3, 2),
     "hello_keyed": Hello(True, 5, bytes(range(32))),
+    "pair": Pair("pi-1", bytes(range(32)), bytes(range(1, 33)), bytes(range(16)), bytes(range(2, 34))),
+    "paired": Paired(bytes(range(16)), bytes(range(2, 34))),
     "signed": Signed(3, 9, 1, b"\x81\xa4type\xa3end", bytes(range(64))),
 }
 
