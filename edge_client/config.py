@@ -5,7 +5,8 @@ data = "client-000.npz"          # the local examples; they never leave the devi
 state = "state"                  # folder for what must survive a restart
 
 [broker]
-url = "mqtt://laptop.local:1883"
+url = "mqtts://laptop.local:8883"
+ca = "ca.pem"                    # of the coordinator: ~/.config/sparsefleet/ca/ca.pem there
 password = "..."                 # or the environment variable SPARSEFLEET_PASSWORD
 
 [identity]
@@ -36,6 +37,10 @@ class BrokerConfig(msgspec.Struct, forbid_unknown_fields=True):
     fleet: Name = "fleet"
     username: str = "device"
     password: str = ""
+    ca: str = ""  # For mqtts://: the coordinator's ca/ca.pem. Empty: the authorities that the system trusts.
+    certificate: str = ""  # Of this device, where the broker asks for one,
+    key: str = ""  # and its private key.
+    plaintext: bool = False  # Allow mqtt:// to another machine: the network itself is encrypted.
     connect_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
 
 
@@ -77,6 +82,9 @@ def read(path: Path, overrides: tuple[str, ...] = ()) -> ClientConfig:
     config = load(path, ClientConfig, overrides)
     config.data = str((path.parent / config.data).resolve())
     config.state = str((path.parent / config.state).resolve())
+    for name in ("ca", "certificate", "key"):
+        given = getattr(config.broker, name)
+        setattr(config.broker, name, str((path.parent / given).resolve()) if given else "")
     return with_secrets(config)
 
 

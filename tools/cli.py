@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         _run,
         _client,
         _fleet,
+        _broker,
         _energy,
         _bench,
         _doctor,
@@ -312,7 +313,8 @@ def _client(commands: Subparsers) -> None:  # type: ignore[valid-type]
     parser.add_argument("--saved-activations", choices=["full", "compressed", "half"])
     parser.add_argument("--memory-budget-mb", type=int, help="refuse tasks that need more; 0: by profile")
     parser.add_argument("--energy", help="auto, auto-process, none, or a source by name (docs/energy.md)")
-    parser.add_argument("--broker", help="mqtt://host:port; the password is in SPARSEFLEET_PASSWORD")
+    parser.add_argument("--broker", help="mqtts://host:port; the password is in SPARSEFLEET_PASSWORD")
+    parser.add_argument("--ca", type=Path, help="the coordinator's ca.pem, for mqtts://")
     parser.add_argument("--fleet")
     parser.add_argument("--exit-after-run", action="store_true", default=None, help="leave when the run ends")
 
@@ -328,6 +330,13 @@ def _fleet(commands: Subparsers) -> None:  # type: ignore[valid-type]
     from tools.fleet import configure
 
     configure(_command(commands, "fleet", "Who belongs to the fleet.", "sparsefleet fleet code"))
+
+
+def _broker(commands: Subparsers) -> None:  # type: ignore[valid-type]
+    from tools.broker import configure
+
+    text = "Certificates and configurations for brokers."
+    configure(_command(commands, "broker", text, "sparsefleet broker config --kind mosquitto --out broker"))
 
 
 def _energy(commands: Subparsers) -> None:  # type: ignore[valid-type]

@@ -28,6 +28,7 @@ from protocol.broker_url import is_loopback
 from protocol.errors import ConfigError, RuntimeMissing, TransportError
 from protocol.examples import count
 from protocol.messages import Leave
+from protocol.tls import Tls, demand
 from protocol.topics import STATE, Topics
 from protocol.transport import Transport, Will
 
@@ -110,10 +111,12 @@ def _connect(config: ClientConfig, will: Will) -> Transport:
         TransportError: it did not work out in time; the last reason.
     """
     broker = config.broker
+    demand(broker.url, broker.plaintext)
+    tls = Tls(broker.ca, broker.certificate, broker.key)
     until_s = time.monotonic() + broker.connect_timeout_s
     while True:
         try:
-            return mqtt.connect(broker.url, config.client_id, broker.username, broker.password, will)
+            return mqtt.connect(broker.url, config.client_id, broker.username, broker.password, will, tls=tls)
         except TransportError as error:
             if time.monotonic() >= until_s:
                 raise
@@ -160,6 +163,8 @@ def _config(options: argparse.Namespace) -> ClientConfig:
         config = with_secrets(ClientConfig(**given))
     if options.broker:
         config.broker.url = options.broker
+    if options.ca:
+        config.broker.ca = str(options.ca)
     if options.fleet:
         config.broker.fleet = options.fleet
     return config
