@@ -13,12 +13,13 @@ What is turned away counts against nobody: anybody can send rubbish in another's
 from __future__ import annotations
 
 import os
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
 from coordinator.enrolment import Enrolment
-from coordinator.registry import ACCEPTED, Device, Registry, Session
-from protocol.errors import NotAdmitted, ProtocolError, Replayed
+from coordinator.registry import ACCEPTED, QUARANTINED, Device, Registry, Session, State
+from protocol.errors import Cloned, NotAdmitted, ProtocolError, Replayed
 from protocol.identity import Key, fingerprint
 from protocol.messages import (
     AnyMessage,
@@ -39,6 +40,11 @@ from protocol.topics import Address
 from protocol.transport import Packet
 
 MAX_GUESTS = 100_000
+COPIED = (
+    "two devices with its key run at the same time: a card was copied after its first start, or a state folder was put "
+    "back from a copy. Remove the folder `identity` of each state folder, reject this device, and pair each anew, "
+    "under a name of its own"
+)
 HOME_VARIABLE = "SPARSEFLEET_HOME"
 
 
@@ -59,7 +65,8 @@ class Admission:
         self.listed, self.guests = listed, guests
         self._enrolment = Enrolment(fleet, key.public, listed)
         self._sealer = Sealer(key, session)
-        self._heard: dict[str, tuple[int, bool, int]] = {}  # The last state of each since this start.
+        self._has_edited = False
+        self._heard: dict[str, State] = {}  # The last state of each since this start.
 
     @classmethod
     def at(cls, home: Path, fleet: str, guests: Path | None = None) -> Admission:
@@ -103,8 +110,9 @@ class Admission:
         return self._enrolment.answer(message)
 
     def was_edited(self) -> bool:
-        """Whether somebody has edited the list since this was asked last."""
-        return self.listed.was_edited()
+        """Whether the list has been edited, by us or by others, since this was asked last."""
+        is_edited, self._has_edited = self.listed.was_edited() or self._has_edited, False
+        return is_edited
 
     def is_welcome(self, client_id: str) -> bool:
         """Whether this client may take part now."""
@@ -150,14 +158,24 @@ class Admission:
             raise NotAdmitted(f"session {message.session} in an envelope of session {signed.session}")
         sessions = registry.sessions(client_id)
         newest = sessions[0] if sessions else Session(-1)
-        if signed.session < newest.number:
-            raise Replayed(f"session {signed.session} is over; the newest is {newest.number}")
-        before = newest if signed.session == newest.number else Session(signed.session)
-        if isinstance(message, Join | Leave):
+        known = next((one for one in sessions if one.number == signed.session), None)
+        before = known or Session(signed.session, signed.boot)
+        is_copy = before.boot != signed.boot
+        if not is_copy and isinstance(message, Join | Leave):
             after = self._state(before, message, signed.counter)
-        else:
+        elif not is_copy:
             after = replace(before, window=before.window.after(signed.counter))
-        registry.keep(client_id, after)
+        if is_copy or signed.session < newest.number:
+            # Made since we have started, and never heard: not a recording, unless it is a will.
+            if signed.audience == self._sealer.session and not isinstance(message, Leave):
+                self._quarantine(device, registry)
+            raise Replayed(f"session {signed.session} is over, or another's; the newest is {newest.number}")
+        try:
+            registry.keep(client_id, after)
+        except sqlite3.Error as error:  # The disk is full: the device will say it again.
+            raise NotAdmitted(f"it cannot be written down that it was said: {error}") from error
+        if isinstance(message, Join | Leave):
+            self._heard[client_id] = after.state
         return message
 
     def _state(self, before: Session, message: Join | Leave, counter: int) -> Session:
@@ -167,17 +185,19 @@ class Admission:
         to a coordinator that was restarted, once.
         """
         is_gone = isinstance(message, Leave)
-        known = (before.connection, before.is_gone, before.state_counter)
-        state = (message.connection, is_gone, counter)
-        if state < known or (state == known and self._heard.get(message.client_id) == state):
+        state = (before.number, message.connection, is_gone, counter)
+        if state < before.state or (
+            state == before.state and self._heard.get(message.client_id, state[:1]) >= state
+        ):
             raise Replayed(
                 f"a {'leave' if is_gone else 'join'} of connection {message.connection}, once more"
             )
-        self._heard[message.client_id] = state
-        boot = message.boot if isinstance(message, Join) else before.boot
-        return replace(
-            before, boot=boot, connection=message.connection, is_gone=is_gone, state_counter=counter
-        )
+        return replace(before, connection=message.connection, is_gone=is_gone, state_counter=counter)
+
+    def _quarantine(self, device: Device, registry: Registry) -> None:
+        registry.put(replace(device, status=QUARANTINED, reason=COPIED))
+        self._has_edited = True
+        raise Cloned(COPIED)
 
     def _guest(
         self, client_id: str, topic: str, signed: Signed, inside: AnyMessage | None

@@ -24,7 +24,7 @@ from coordinator.robust import Robust
 from coordinator.round import Round, Standing
 from coordinator.transfers import Downlink, Uplink
 from protocol import codec
-from protocol.errors import NotAdmitted, ProtocolError, Replayed, UnknownMask
+from protocol.errors import Cloned, NotAdmitted, ProtocolError, Replayed, UnknownMask
 from protocol.layout import Layout
 from protocol.messages import (
     Cost,
@@ -190,6 +190,9 @@ class Reception:
         self._num_turned_away[client_id, reason] += 1
         number = self._num_turned_away[client_id, reason]
         # What was said before comes again by itself, now and then: brokers deliver at least once.
+        if isinstance(error, Cloned):
+            log.error("quarantined client=%s reason=%s", client_id, error)
+            self._folder.event("quarantined", client=client_id, reason=str(error))
         if str(number).strip("0") == "1" and not (number == 1 and isinstance(error, Replayed)):
             log.warning("turned away client=%s times=%d reason=%s", client_id, number, error)
             self._folder.event("turned-away", client=client_id, times=number, reason=reason)

@@ -31,7 +31,7 @@ create table if not exists devices (
     client_id text primary key, public_key blob not null unique, status text not null, reason text not null,
     code text not null);
 create table if not exists sessions (
-    client_id text not null, session integer not null, boot text not null, connection integer not null,
+    client_id text not null, session integer not null, boot blob not null, connection integer not null,
     is_gone integer not null, state_counter integer not null, top integer not null, seen integer not null,
     primary key (client_id, session));
 create table if not exists codes (code text primary key, uses integer not null, status text not null);
@@ -51,16 +51,24 @@ class Device:
     code: str = ""  # The pairing code that it came with.
 
 
+State = tuple[int, int, bool, int]
+
+
 @dataclass(frozen=True)
 class Session:
     """One start of a device, and how far we have heard it."""
 
     number: int
-    boot: str = ""
+    boot: bytes = b""
     connection: int = 0  # Of the last Join or Leave,
     is_gone: bool = False  # which of them it was,
     state_counter: int = 0  # and its counter.
     window: Window = field(default_factory=Window)  # Of everything else.
+
+    @property
+    def state(self) -> State:
+        """What orders joins and leaves."""
+        return self.number, self.connection, self.is_gone, self.state_counter
 
 
 class Registry:
@@ -170,7 +178,7 @@ class Registry:
 
     def sessions(self, client_id: str) -> list[Session]:
         """The last ones of a device, the newest first."""
-        rows: Iterable[tuple[int, str, int, int, int, int, int]] = self._db.execute(
+        rows: Iterable[tuple[int, bytes, int, int, int, int, int]] = self._db.execute(
             "select session, boot, connection, is_gone, state_counter, top, seen from sessions "
             "where client_id = ? order by session desc",
             (client_id,),

@@ -7,7 +7,6 @@ for the coordinator.
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
 from protocol.durable import replace_file
@@ -26,7 +25,7 @@ class Trust:
     def __init__(self, key: Key, session: int, coordinator: bytes | None = None) -> None:
         """`coordinator` is the only key whose orders are obeyed; None obeys any."""
         self.public, self.session = key.public, session
-        self.boot = secrets.token_hex(8)
+        self._heard = 0  # Session of the coordinator, as it says of itself.
         self._sealer = Sealer(key, session)
         self._coordinator = coordinator
         self._path: Path | None = None  # Where its coordinator's key is kept.
@@ -66,7 +65,12 @@ class Trust:
 
     def seal(self, topic: str, message: Message) -> bytes:
         """Return the message, signed."""
-        return self._sealer.seal(topic, message)
+        return self._sealer.seal(topic, message, self._heard)
+
+    def hear(self, coordinator_session: int) -> bool:
+        """Note which coordinator is there; return whether it is another than before."""
+        before, self._heard = self._heard, coordinator_session
+        return before not in (0, coordinator_session)
 
     def open(self, topic: str, payload: bytes) -> AnyMessage:
         """Return what the coordinator said.

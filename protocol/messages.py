@@ -71,9 +71,6 @@ class Join(Message, frozen=True, tag="join"):
     idle_uncertainty_w: Amount | None = None
     power_mode: Text = ""  # Of a Jetson.
     public_key: PublicKey = b""
-    boot: Annotated[str, msgspec.Meta(max_length=32)] = (
-        ""  # Drawn at each start: tells copies of a card apart.
-    )
     connection: Counter = 0  # Counts the session's connections: a will belongs to one of them.
 
 
@@ -222,11 +219,12 @@ class Signed(Message, frozen=True, tag="signed"):
 
     session: Counter  # Of the sender.
     counter: Counter  # Never the same twice in a session.
-    audience: (
-        Counter  # The receiver's session, where the sender knows it; what was for an earlier one is old.
-    )
+    audience: Counter  # The receiver's session, as the sender knows it; what was for an earlier one is old.
     payload: Annotated[bytes, msgspec.Meta(max_length=MAX_MESSAGE_BYTES)]  # An encoded message.
     signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+    boot: Annotated[bytes, msgspec.Meta(max_length=16)] = (
+        b""  # Drawn at each start: tells copies of a card apart.
+    )
 
 
 class Pair(Message, frozen=True, tag="pair"):
