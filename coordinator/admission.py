@@ -13,18 +13,38 @@ What is turned away counts against nobody: anybody can send rubbish in another's
 from __future__ import annotations
 
 import os
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
-from coordinator.registry import ACCEPTED, Device, Registry, Session
-from protocol.errors import NotAdmitted, ProtocolError, Replayed
+from coordinator.enrolment import Enrolment
+from coordinator.registry import ACCEPTED, QUARANTINED, Device, Registry, Session, State
+from protocol.errors import Cloned, NotAdmitted, ProtocolError, Replayed
 from protocol.identity import Key, fingerprint
-from protocol.messages import AnyMessage, Hello, Join, Leave, Message, Signed, Update, Want, decode, encode
+from protocol.messages import (
+    AnyMessage,
+    Hello,
+    Join,
+    Leave,
+    Message,
+    Pair,
+    Paired,
+    Signed,
+    Update,
+    Want,
+    decode,
+    encode,
+)
 from protocol.signed import Sealer, opened
 from protocol.topics import Address
 from protocol.transport import Packet
 
 MAX_GUESTS = 100_000
+COPIED = (
+    "two devices with its key run at the same time: a card was copied after its first start, or a state folder was put "
+    "back from a copy. Remove the folder `identity` of each state folder, reject this device, and pair each anew, "
+    "under a name of its own"
+)
 HOME_VARIABLE = "SPARSEFLEET_HOME"
 
 
@@ -38,11 +58,15 @@ def default_home() -> Path:
 class Admission:
     """The door of one fleet, and the coordinator's own key."""
 
-    def __init__(self, key: Key, session: int, listed: Registry, guests: Registry | None = None) -> None:
+    def __init__(
+        self, key: Key, session: int, listed: Registry, guests: Registry | None = None, fleet: str = "fleet"
+    ) -> None:
         """`guests` keeps the keys of devices that are not listed; None: nobody is let in who is not."""
         self.listed, self.guests = listed, guests
+        self._enrolment = Enrolment(fleet, key.public, listed)
         self._sealer = Sealer(key, session)
-        self._heard: dict[str, tuple[int, bool, int]] = {}  # The last state of each since this start.
+        self._has_edited = False
+        self._heard: dict[str, State] = {}  # The last state of each since this start.
 
     @classmethod
     def at(cls, home: Path, fleet: str, guests: Path | None = None) -> Admission:
@@ -52,7 +76,7 @@ class Admission:
             UserError: they cannot be read or written.
         """
         key, listed = Key.load_or_make(home), Registry(home / f"{fleet}.db")
-        return cls(key, listed.next_session(), listed, Registry(guests) if guests else None)
+        return cls(key, listed.next_session(), listed, Registry(guests) if guests else None, fleet)
 
     @classmethod
     def open_house(cls) -> Admission:
@@ -81,9 +105,14 @@ class Admission:
         sessions = found[1].sessions(client_id)
         return self._sealer.seal(topic, message, sessions[0].number if sessions else 0)
 
+    def answer(self, message: Pair) -> Paired:
+        """Return what convinces a device that was just let in."""
+        return self._enrolment.answer(message)
+
     def was_edited(self) -> bool:
-        """Whether somebody has edited the list since this was asked last."""
-        return self.listed.was_edited()
+        """Whether the list has been edited, by us or by others, since this was asked last."""
+        is_edited, self._has_edited = self.listed.was_edited() or self._has_edited, False
+        return is_edited
 
     def is_welcome(self, client_id: str) -> bool:
         """Whether this client may take part now."""
@@ -114,7 +143,13 @@ class Admission:
         return message
 
     def _signed(self, client_id: str, topic: str, signed: Signed) -> AnyMessage:
-        device, registry = self._find(client_id) or self._guest(client_id, topic, signed)
+        inside = _inside(signed)
+        if isinstance(inside, Pair):
+            opened(signed, topic, inside.public_key)
+            _check_author(client_id, inside)
+            self._enrolment.let_in(inside)
+            return inside
+        device, registry = self._find(client_id) or self._guest(client_id, topic, signed, inside)
         if device.status != ACCEPTED:
             raise NotAdmitted(f"{device.status}: {device.reason}" if device.reason else device.status)
         message = opened(signed, topic, device.public_key)
@@ -123,14 +158,24 @@ class Admission:
             raise NotAdmitted(f"session {message.session} in an envelope of session {signed.session}")
         sessions = registry.sessions(client_id)
         newest = sessions[0] if sessions else Session(-1)
-        if signed.session < newest.number:
-            raise Replayed(f"session {signed.session} is over; the newest is {newest.number}")
-        before = newest if signed.session == newest.number else Session(signed.session)
-        if isinstance(message, Join | Leave):
+        known = next((one for one in sessions if one.number == signed.session), None)
+        before = known or Session(signed.session, signed.boot)
+        is_copy = before.boot != signed.boot
+        if not is_copy and isinstance(message, Join | Leave):
             after = self._state(before, message, signed.counter)
-        else:
+        elif not is_copy:
             after = replace(before, window=before.window.after(signed.counter))
-        registry.keep(client_id, after)
+        if is_copy or signed.session < newest.number:
+            # Made since we have started, and never heard: not a recording, unless it is a will.
+            if signed.audience == self._sealer.session and not isinstance(message, Leave):
+                self._quarantine(device, registry)
+            raise Replayed(f"session {signed.session} is over, or another's; the newest is {newest.number}")
+        try:
+            registry.keep(client_id, after)
+        except sqlite3.Error as error:  # The disk is full: the device will say it again.
+            raise NotAdmitted(f"it cannot be written down that it was said: {error}") from error
+        if isinstance(message, Join | Leave):
+            self._heard[client_id] = after.state
         return message
 
     def _state(self, before: Session, message: Join | Leave, counter: int) -> Session:
@@ -140,25 +185,29 @@ class Admission:
         to a coordinator that was restarted, once.
         """
         is_gone = isinstance(message, Leave)
-        known = (before.connection, before.is_gone, before.state_counter)
-        state = (message.connection, is_gone, counter)
-        if state < known or (state == known and self._heard.get(message.client_id) == state):
+        state = (before.number, message.connection, is_gone, counter)
+        if state < before.state or (
+            state == before.state and self._heard.get(message.client_id, state[:1]) >= state
+        ):
             raise Replayed(
                 f"a {'leave' if is_gone else 'join'} of connection {message.connection}, once more"
             )
-        self._heard[message.client_id] = state
-        boot = message.boot if isinstance(message, Join) else before.boot
-        return replace(
-            before, boot=boot, connection=message.connection, is_gone=is_gone, state_counter=counter
-        )
+        return replace(before, connection=message.connection, is_gone=is_gone, state_counter=counter)
 
-    def _guest(self, client_id: str, topic: str, signed: Signed) -> tuple[Device, Registry]:
+    def _quarantine(self, device: Device, registry: Registry) -> None:
+        registry.put(replace(device, status=QUARANTINED, reason=COPIED))
+        self._has_edited = True
+        raise Cloned(COPIED)
+
+    def _guest(
+        self, client_id: str, topic: str, signed: Signed, inside: AnyMessage | None
+    ) -> tuple[Device, Registry]:
         """Let in whoever is not listed, under the key that it brings.
 
         Raises:
             NotAdmitted: unsigned devices are not allowed, or it brings no key, or another's.
         """
-        public = _key_in(signed)
+        public = inside.public_key if isinstance(inside, Join) else b""
         if self.guests is None:
             key = f" with the key {fingerprint(public)}" if public else ""
             raise NotAdmitted(f"a device{key} that is not on the list. Pair it: sparsefleet fleet code")
@@ -191,10 +240,9 @@ def _check_author(client_id: str, message: AnyMessage) -> None:
         raise NotAdmitted(f"a message of {client_id!r} speaks for {author!r}")
 
 
-def _key_in(signed: Signed) -> bytes:
-    """Return the key that a Join brings, not believed yet; empty if it is none."""
+def _inside(signed: Signed) -> AnyMessage | None:
+    """Return what is in an envelope, not to be believed yet; None if it is no message."""
     try:
-        message = decode(signed.payload)
-    except ProtocolError as error:
-        raise NotAdmitted(f"garbled: {error}") from error
-    return message.public_key if isinstance(message, Join) else b""
+        return decode(signed.payload)
+    except ProtocolError:
+        return None

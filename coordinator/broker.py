@@ -7,8 +7,8 @@ Who may do what follows from the table in `protocol/topics.py`:
     any other user      publishes what the table says clients send, as the client of its MQTT client id;
                         subscribes to its own tasks and wants, to blobs, and to the coordinator's state
 
-It trusts the network it binds to: there is no TLS, and a user may connect with the client id of
-another device. Where devices do not trust each other, use mosquitto with one user per device.
+A user may connect with the client id of another device, and cut it off. Where devices do not trust each
+other, use mosquitto with one user per device (broker_files.py).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -209,8 +210,15 @@ class _Broker(Broker):  # type: ignore[misc]
 class EmbeddedBroker:
     """A broker while it is entered:  with EmbeddedBroker(users=..., fleet="lab") as broker: broker.url."""
 
-    def __init__(self, users: Mapping[str, str], fleet: str, bind: str = "127.0.0.1", port: int = 0) -> None:
-        """Port 0 chooses a free one; it is kept over stop and start.
+    def __init__(
+        self,
+        users: Mapping[str, str],
+        fleet: str,
+        bind: str = "127.0.0.1",
+        port: int = 0,
+        certificate: tuple[Path, Path] | None = None,
+    ) -> None:
+        """Port 0 chooses a free one; it is kept over stop and start. With certificate and key it speaks TLS only.
 
         Raises:
             ConfigError: no user, an empty password, or a bad fleet name.
@@ -221,6 +229,7 @@ class EmbeddedBroker:
         self._users = dict(users)
         self._bind = bind
         self._port = port
+        self._certificate = certificate
         self._thread: threading.Thread | None = None
         self._broker: _Broker | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -237,7 +246,7 @@ class EmbeddedBroker:
     def url(self) -> str:
         """Where clients on this machine connect."""
         host = "127.0.0.1" if self._bind in ("0.0.0.0", "") else self._bind  # noqa: S104
-        return f"mqtt://{host}:{self._port}"
+        return f"{'mqtts' if self._certificate else 'mqtt'}://{host}:{self._port}"
 
     def start(self) -> None:
         """Listen; returns when clients can connect.
@@ -298,7 +307,14 @@ class EmbeddedBroker:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        listener = ListenerConfig(bind=f"{self._bind}:{self._port}", max_connections=MAX_CONNECTIONS)
+        certificate, key = self._certificate or (None, None)
+        listener = ListenerConfig(
+            bind=f"{self._bind}:{self._port}",
+            max_connections=MAX_CONNECTIONS,
+            ssl=certificate is not None,
+            certfile=certificate,
+            keyfile=key,
+        )
         gate = {f"{Gate.__module__}.{Gate.__qualname__}": {"fleet": self._fleet, "users": self._users}}
         self._broker = broker = _Broker(BrokerConfig(listeners={"default": listener}, plugins=gate))
         await broker.start()

@@ -96,11 +96,16 @@ class WireConfig(msgspec.Struct, forbid_unknown_fields=True):
 class BrokerConfig(msgspec.Struct, forbid_unknown_fields=True):
     """Where the broker is. Without a url one is started inside, on the loopback interface."""
 
-    url: str = ""  # mqtt://host:port
+    url: str = ""  # mqtt://host:port, or mqtts://host:port with TLS
+    ca: str = ""  # For mqtts://; empty: our own authority, if there is one, or those that the system trusts.
+    certificate: str = ""  # Of the coordinator, where the broker asks for one,
+    key: str = ""  # and its private key.
+    # Allow mqtt:// to another machine, and the embedded broker to do without TLS: the network itself is encrypted.
+    plaintext: bool = False
     fleet: Name = "fleet"
     username: str = "coordinator"
     password: str = ""  # Better: environment variable SPARSEFLEET_PASSWORD.
-    bind: str = "127.0.0.1"  # Of the embedded broker; any other address needs client_password.
+    bind: str = "127.0.0.1"  # Of the embedded broker; any other address needs client_password, and has TLS.
     client_password: str = ""  # Of the user "device" at the embedded broker; empty makes one up.
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 1883  # 0 takes any free port.
 
@@ -198,6 +203,9 @@ def read(path: Path, overrides: tuple[str, ...] = ()) -> Experiment:
     experiment.artifact = str((path.parent / experiment.artifact).resolve())
     experiment.data = str((path.parent / experiment.data).resolve())
     experiment.cohort.profiles = [str((path.parent / name).resolve()) for name in experiment.cohort.profiles]
+    for name in ("ca", "certificate", "key"):
+        given = getattr(experiment.broker, name)
+        setattr(experiment.broker, name, str((path.parent / given).resolve()) if given else "")
     experiment.build_method()
     return experiment
 

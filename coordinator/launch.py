@@ -11,12 +11,14 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from coordinator import final_model, journal
 from coordinator.admission import HOME_VARIABLE, Admission, default_home
 from coordinator.broker import COORDINATOR_USER, EmbeddedBroker
+from coordinator.certificates import CA, own_names, server_files
 from coordinator.evaluate import Evaluator
 from coordinator.experiment import BrokerConfig, Experiment
 from coordinator.ledger import Ledger
@@ -28,6 +30,7 @@ from protocol import mqtt
 from protocol.broker_url import is_loopback, is_loopback_host
 from protocol.errors import ConfigError
 from protocol.examples import load
+from protocol.tls import Tls, demand
 from protocol.topics import HELLO, Topics
 from protocol.transport import Transport, Will
 
@@ -104,10 +107,20 @@ def _admission(experiment: Experiment, out: Path) -> Admission:
     is_open = security.unsigned == "allow"
     if security.unsigned == "auto":
         is_open = is_loopback(broker.url) if broker.url else is_loopback_host(broker.bind)
-    home = Path(security.home) if security.home else None
-    if home is None:
-        home = out / IDENTITY if is_open and HOME_VARIABLE not in os.environ else default_home()
+    home = _home(experiment)
+    if is_open and not security.home and HOME_VARIABLE not in os.environ:
+        home = out / IDENTITY
     return Admission.at(home, broker.fleet, out / IDENTITY / "guests.db" if is_open else None)
+
+
+def _home(experiment: Experiment) -> Path:
+    home = experiment.security.home
+    return Path(home) if home else default_home()
+
+
+def authority(experiment: Experiment) -> Path:
+    """Where the certificate of our own authority lies, if there is one: what devices set as [broker] ca."""
+    return _home(experiment) / "ca" / CA
 
 
 def _connect(
@@ -124,8 +137,17 @@ def _connect(
         client_password = _client_password(broker)
         username = COORDINATOR_USER  # The one that may do everything at our own broker.
         users = {username: password, DEVICE_USER: client_password}
-        url = stack.enter_context(EmbeddedBroker(users, broker.fleet, broker.bind, broker.port)).url
-    transport = mqtt.connect(url, "coordinator", username, password, will)
+        certificate = None
+        if not is_loopback_host(broker.bind) and not broker.plaintext:
+            certificate = server_files(_home(experiment), own_names())
+        url = stack.enter_context(
+            EmbeddedBroker(users, broker.fleet, broker.bind, broker.port, certificate)
+        ).url
+    demand(url, broker.plaintext)
+    tls = Tls(broker.ca, broker.certificate, broker.key)
+    if not tls.ca and (own := authority(experiment)).exists():
+        tls = replace(tls, ca=str(own))
+    transport = mqtt.connect(url, "coordinator", username, password, will, tls=tls)
     stack.callback(transport.close)
     ready(url, client_password)
     return transport
@@ -135,7 +157,7 @@ def _client_password(broker: BrokerConfig) -> str:
     """What devices log in with at the embedded broker: given, or made for this run."""
     if broker.client_password:
         return broker.client_password
-    if broker.bind not in ("127.0.0.1", "localhost", "::1"):
+    if not is_loopback_host(broker.bind):
         raise ConfigError(
             f"broker.bind = {broker.bind!r} lets other machines in: set broker.client_password, which devices need"
         )

@@ -24,13 +24,14 @@ from coordinator.robust import Robust
 from coordinator.round import Round, Standing
 from coordinator.transfers import Downlink, Uplink
 from protocol import codec
-from protocol.errors import NotAdmitted, ProtocolError, Replayed, UnknownMask
+from protocol.errors import Cloned, NotAdmitted, ProtocolError, Replayed, UnknownMask
 from protocol.layout import Layout
 from protocol.messages import (
     Cost,
     Join,
     Leave,
     Message,
+    Pair,
     Phase,
     Receipt,
     Refusal,
@@ -198,13 +199,19 @@ class Reception:
             if self.open is not None:
                 self.open.round.drop(client_id, "sent away")
                 self._up.forget(client_id)
+        # Who was accepted just now has said that it is there before: the broker says it again.
+        self._transport.subscribe(self._topics.of_all(STATE))
 
     def _turn_away(self, client_id: str, error: NotAdmitted) -> None:
         """Note what nobody is known to have said: the first time, and each time that there were ten times more."""
         reason = "said before" if isinstance(error, Replayed) else str(error)
         self._num_turned_away[client_id, reason] += 1
         number = self._num_turned_away[client_id, reason]
-        if str(number).strip("0") == "1":
+        # What was said before comes again by itself, now and then: brokers deliver at least once.
+        if isinstance(error, Cloned):
+            log.error("quarantined client=%s reason=%s", client_id, error)
+            self._folder.event("quarantined", client=client_id, reason=str(error))
+        if str(number).strip("0") == "1" and not (number == 1 and isinstance(error, Replayed)):
             log.warning("turned away client=%s times=%d reason=%s", client_id, number, error)
             self._folder.event("turned-away", client=client_id, times=number, reason=reason)
 
@@ -236,6 +243,9 @@ class Reception:
         open_ = self.open
         if isinstance(message, Update):
             self._announce(message)
+        elif isinstance(message, Pair):
+            self._folder.event("client-paired", client=message.client_id)
+            self.send(message.client_id, self.admission.answer(message))
         elif isinstance(message, Refusal):
             facts = {"client": message.client_id, "round": message.round_number, "reason": message.reason}
             self._folder.event("task-refused", **facts)

@@ -31,9 +31,10 @@ create table if not exists devices (
     client_id text primary key, public_key blob not null unique, status text not null, reason text not null,
     code text not null);
 create table if not exists sessions (
-    client_id text not null, session integer not null, boot text not null, connection integer not null,
+    client_id text not null, session integer not null, boot blob not null, connection integer not null,
     is_gone integer not null, state_counter integer not null, top integer not null, seen integer not null,
     primary key (client_id, session));
+create table if not exists codes (code text primary key, uses integer not null, status text not null);
 create table if not exists coordinator (session integer not null);
 """
 KEPT_SESSIONS = 16  # Of each device; older ones are only known to be over.
@@ -50,16 +51,24 @@ class Device:
     code: str = ""  # The pairing code that it came with.
 
 
+State = tuple[int, int, bool, int]
+
+
 @dataclass(frozen=True)
 class Session:
     """One start of a device, and how far we have heard it."""
 
     number: int
-    boot: str = ""
+    boot: bytes = b""
     connection: int = 0  # Of the last Join or Leave,
     is_gone: bool = False  # which of them it was,
     state_counter: int = 0  # and its counter.
     window: Window = field(default_factory=Window)  # Of everything else.
+
+    @property
+    def state(self) -> State:
+        """What orders joins and leaves."""
+        return self.number, self.connection, self.is_gone, self.state_counter
 
 
 class Registry:
@@ -138,11 +147,38 @@ class Registry:
             self._db.execute("delete from devices where client_id = ?", (client_id,))
             self._db.execute("delete from sessions where client_id = ?", (client_id,))
 
+    # Pairing codes
+
+    def add_code(self, code: str, uses: int, status: Status) -> None:
+        """Let so many devices in by this code, with this status."""
+        self._db.execute("insert into codes values (?, ?, ?)", (code, uses, status))
+
+    def codes(self) -> dict[str, tuple[int, Status]]:
+        """How many devices each code may still let in, and with which status."""
+        rows = self._db.execute("select code, uses, status from codes where uses > 0")
+        return {code: (uses, status) for code, uses, status in rows}
+
+    def withdraw_codes(self) -> None:
+        """Let in nobody by any code that was made so far."""
+        self._db.execute("delete from codes")
+
+    def pair(self, device: Device) -> bool:
+        """Use up its code once and add it; return whether the code could still be used."""
+        with self._db:
+            self._db.execute("begin immediate")
+            used = self._db.execute(
+                "update codes set uses = uses - 1 where code = ? and uses > 0", (device.code,)
+            )
+            if used.rowcount != 1:
+                return False
+            self.put(device)
+        return True
+
     # What they have said
 
     def sessions(self, client_id: str) -> list[Session]:
         """The last ones of a device, the newest first."""
-        rows: Iterable[tuple[int, str, int, int, int, int, int]] = self._db.execute(
+        rows: Iterable[tuple[int, bytes, int, int, int, int, int]] = self._db.execute(
             "select session, boot, connection, is_gone, state_counter, top, seen from sessions "
             "where client_id = ? order by session desc",
             (client_id,),

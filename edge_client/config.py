@@ -5,8 +5,12 @@ data = "client-000.npz"          # the local examples; they never leave the devi
 state = "state"                  # folder for what must survive a restart
 
 [broker]
-url = "mqtt://laptop.local:1883"
+url = "mqtts://laptop.local:8883"
+ca = "ca.pem"                    # of the coordinator: ~/.config/sparsefleet/ca/ca.pem there
 password = "..."                 # or the environment variable SPARSEFLEET_PASSWORD
+
+[identity]
+pairing_code = "..."             # once; from `sparsefleet fleet code` on the coordinator
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from edge_client.runtime import FULL, PORTABLE
 from protocol.config import load
 from protocol.messages import Name
 
+CODE_VARIABLE = "SPARSEFLEET_PAIRING_CODE"
 PASSWORD_VARIABLE = "SPARSEFLEET_PASSWORD"  # noqa: S105  The variable's name is no secret.
 
 
@@ -32,7 +37,20 @@ class BrokerConfig(msgspec.Struct, forbid_unknown_fields=True):
     fleet: Name = "fleet"
     username: str = "device"
     password: str = ""
+    ca: str = ""  # For mqtts://: the coordinator's ca/ca.pem. Empty: the authorities that the system trusts.
+    certificate: str = ""  # Of this device, where the broker asks for one,
+    key: str = ""  # and its private key.
+    plaintext: bool = False  # Allow mqtt:// to another machine: the network itself is encrypted.
     connect_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+
+
+class IdentityConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """How this device came to know its coordinator (docs/security.md)."""
+
+    # From `sparsefleet fleet code`; used once. Better: environment variable SPARSEFLEET_PAIRING_CODE.
+    pairing_code: str = ""
+    # Whether to obey a coordinator whose key is not known; "auto": over a broker on the loopback interface.
+    unsigned: Literal["auto", "allow", "refuse"] = "auto"
 
 
 class ClientConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -51,6 +69,7 @@ class ClientConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     profile: str = "auto"
     exit_after_run: bool = False  # Leave when the coordinator ends the run, instead of waiting for the next.
     broker: BrokerConfig = msgspec.field(default_factory=BrokerConfig)
+    identity: IdentityConfig = msgspec.field(default_factory=IdentityConfig)
     meter: MeterSettings = msgspec.field(default_factory=MeterSettings)
 
 
@@ -63,10 +82,14 @@ def read(path: Path, overrides: tuple[str, ...] = ()) -> ClientConfig:
     config = load(path, ClientConfig, overrides)
     config.data = str((path.parent / config.data).resolve())
     config.state = str((path.parent / config.state).resolve())
+    for name in ("ca", "certificate", "key"):
+        given = getattr(config.broker, name)
+        setattr(config.broker, name, str((path.parent / given).resolve()) if given else "")
     return with_secrets(config)
 
 
 def with_secrets(config: ClientConfig) -> ClientConfig:
-    """Fill in what should not stand in files: the password, from the environment."""
+    """Fill in what should not stand in files: the password and the pairing code, from the environment."""
+    config.identity.pairing_code = os.environ.get(CODE_VARIABLE, config.identity.pairing_code)
     config.broker.password = os.environ.get(PASSWORD_VARIABLE, config.broker.password)
     return config

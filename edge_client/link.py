@@ -63,16 +63,13 @@ class Link:
         self._current: Task | None = None
         self._announced = 0
         self._asked_s = 0.0  # When the coordinator last asked for chunks.
-        self._coordinator_session: int | None = None
         for topic_filter in topics.client_filters(client_id):
             transport.subscribe(topic_filter)
 
     def announce(self, join: Join) -> None:
         """Say who is here: now, after each reconnect, and to each coordinator that starts."""
         self._announced = self.transport.connections
-        self._join = msgspec.structs.replace(
-            join, public_key=self._trust.public, boot=self._trust.boot, connection=self._announced
-        )
+        self._join = msgspec.structs.replace(join, public_key=self._trust.public, connection=self._announced)
         self._publish(STATE, self._join, retain=True)
 
     def leave(self) -> None:
@@ -206,11 +203,9 @@ class Link:
 
     def _meet(self, hello: Message) -> None:
         """A coordinator that has just started may find no retained state: the broker was restarted too."""
-        if not isinstance(hello, Hello) or not hello.online or self._coordinator_session == hello.session:
+        if not isinstance(hello, Hello) or not hello.online:
             return
-        is_another = self._coordinator_session is not None
-        self._coordinator_session = hello.session
-        if is_another and self._join is not None:
+        if self._trust.hear(hello.session) and self._join is not None:
             self.announce(self._join)
 
     def _serve(self, want: Want) -> None:

@@ -7,15 +7,16 @@ for the coordinator.
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
-from protocol.errors import NotAdmitted, Replayed
+from protocol.durable import replace_file
+from protocol.errors import DataError, NotAdmitted, Replayed
 from protocol.identity import Key
 from protocol.messages import AnyMessage, Message, Signed, decode
 from protocol.signed import Sealer, Window, opened
 
 FOLDER = "identity"  # Of the state folder.
+COORDINATOR = "coordinator.pub"
 
 
 class Trust:
@@ -24,9 +25,10 @@ class Trust:
     def __init__(self, key: Key, session: int, coordinator: bytes | None = None) -> None:
         """`coordinator` is the only key whose orders are obeyed; None obeys any."""
         self.public, self.session = key.public, session
-        self.boot = secrets.token_hex(8)
+        self._heard = 0  # Session of the coordinator, as it says of itself.
         self._sealer = Sealer(key, session)
         self._coordinator = coordinator
+        self._path: Path | None = None  # Where its coordinator's key is kept.
         self._newest = -1  # Session of the coordinator,
         self._window = Window()  # and what it has said in it.
 
@@ -37,11 +39,38 @@ class Trust:
         Raises:
             UserError: it cannot be read or written.
         """
-        return cls(Key.load_or_make(state / FOLDER), session)
+        key, path = Key.load_or_make(state / FOLDER), state / FOLDER / COORDINATOR
+        try:
+            coordinator = bytes.fromhex(path.read_text()) if path.exists() else None
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} is damaged ({error}); remove it, and pair anew") from error
+        trust = cls(key, session, coordinator)
+        trust._path = path
+        return trust
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether it knows whom to obey."""
+        return self._coordinator is not None
+
+    def pin(self, coordinator: bytes) -> None:
+        """Obey this key only, from now on and after each restart.
+
+        Raises:
+            OSError: it cannot be written down; nothing has changed.
+        """
+        if self._path is not None:
+            replace_file(self._path, coordinator.hex().encode() + b"\n")
+        self._coordinator = coordinator
 
     def seal(self, topic: str, message: Message) -> bytes:
         """Return the message, signed."""
-        return self._sealer.seal(topic, message)
+        return self._sealer.seal(topic, message, self._heard)
+
+    def hear(self, coordinator_session: int) -> bool:
+        """Note which coordinator is there; return whether it is another than before."""
+        before, self._heard = self._heard, coordinator_session
+        return before not in (0, coordinator_session)
 
     def open(self, topic: str, payload: bytes) -> AnyMessage:
         """Return what the coordinator said.

@@ -13,7 +13,8 @@
     |   |-- DigestMismatch       the bytes are not those that were announced
     |   |-- UnknownMask          refers to a mask this side does not hold
     |   `-- NotAdmitted          nobody knows who said it: it counts against nobody
-    |       `-- Replayed           it was said before
+    |       |-- Replayed           it was said before
+    |       `-- Cloned             two devices say it with one key
     `-- TransportError         the world: broker gone, refused, timed out
 
 A bug of ours is none of these: it is left to crash, with its traceback.
@@ -74,6 +75,10 @@ class NotAdmitted(ProtocolError):
 
 class Replayed(NotAdmitted):
     """Said before: by the device, and now by the broker or by somebody who recorded it."""
+
+
+class Cloned(NotAdmitted):
+    """Two devices that run at the same time have one key: a card was copied after its first start."""
 
 
 class TransportError(SparsefleetError):

@@ -72,9 +72,6 @@ class Join(Message, frozen=True, tag="join"):
     idle_uncertainty_w: Amount | None = None
     power_mode: Text = ""  # Of a Jetson.
     public_key: PublicKey = b""
-    boot: Annotated[str, msgspec.Meta(max_length=32)] = (
-        ""  # Drawn at each start: tells copies of a card apart.
-    )
     connection: Counter = 0  # Counts the session's connections: a will belongs to one of them.
     # How the waiting board is; announced again every minute by boards that can tell.
     temperature_c: float | None = None
@@ -231,14 +228,34 @@ class Signed(Message, frozen=True, tag="signed"):
 
     session: Counter  # Of the sender.
     counter: Counter  # Never the same twice in a session.
-    audience: (
-        Counter  # The receiver's session, where the sender knows it; what was for an earlier one is old.
-    )
+    audience: Counter  # The receiver's session, as the sender knows it; what was for an earlier one is old.
     payload: Annotated[bytes, msgspec.Meta(max_length=MAX_MESSAGE_BYTES)]  # An encoded message.
     signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+    boot: Annotated[bytes, msgspec.Meta(max_length=16)] = (
+        b""  # Drawn at each start: tells copies of a card apart.
+    )
 
 
-AnyMessage = Join | Leave | Task | Want | Update | Refusal | Receipt | Cost | End | Hello | Signed
+class Pair(Message, frozen=True, tag="pair"):
+    """A device that has a pairing code shows that it knows it (pairing.py); in an envelope signed by its key."""
+
+    client_id: Name
+    public_key: PublicKey
+    coordinator_key: PublicKey  # As it heard it.
+    nonce: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+    proof: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+
+
+class Paired(Message, frozen=True, tag="paired"):
+    """The coordinator knows the code, too, and has the device on its list."""
+
+    nonce: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+    proof: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+
+
+AnyMessage = (
+    Join | Leave | Task | Want | Update | Refusal | Receipt | Cost | End | Hello | Signed | Pair | Paired
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyMessage)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import random
 import socket
+import ssl
 import threading
 from collections import deque
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from protocol.broker_url import parse
 from protocol.errors import TransportError
+from protocol.tls import Tls, explain
 from protocol.topics import QOS
 from protocol.transport import MAX_QUEUED_BYTES, MAX_QUEUED_PACKETS, Packet, Will
 
@@ -53,7 +55,7 @@ def connect(
     keepalive_s: int = 15,
     timeout_s: float = 10.0,
     publish_timeout_s: float = 60.0,
-    ca_file: str | None = None,
+    tls: Tls = Tls(),  # noqa: B008  It is frozen.
 ) -> MqttTransport:
     """Connect to `mqtt://host:port` or `mqtts://host:port` and return when the broker has accepted.
 
@@ -61,10 +63,10 @@ def connect(
     keep-alives of silence. `publish_timeout_s` is how long `publish` waits without any progress.
 
     Raises:
-        ConfigError: the URL is not of this form.
+        ConfigError: the URL is not of this form, or a file of `tls` cannot be used.
         TransportError: unreachable, no answer in time, or refused; the text says what to check.
     """
-    transport = MqttTransport(url, client_id, username, password, will, publish_timeout_s, ca_file)
+    transport = MqttTransport(url, client_id, username, password, will, publish_timeout_s, tls)
     transport._open(keepalive_s, timeout_s)
     return transport
 
@@ -82,11 +84,11 @@ class MqttTransport:
         password: str,
         will: Will | None,
         publish_timeout_s: float,
-        ca_file: str | None,
+        tls: Tls,
     ) -> None:
         """Use `connect`."""
         scheme, self._host, self._port = parse(url)
-        self._url, self._username = url, username
+        self._url, self._username, self._tls = url, username, tls
         self._publish_timeout_s = publish_timeout_s
         # One condition for all that follows; nothing is sent while it is held.
         self._state = threading.Condition()
@@ -113,7 +115,7 @@ class MqttTransport:
         )
         client.username_pw_set(username, password)
         if scheme == "mqtts":
-            client.tls_set(ca_certs=ca_file)
+            client.tls_set_context(tls.context())
         if will is not None:
             client.on_pre_connect = lambda *_: self._leave_will(will)
         client.max_inflight_messages_set(MAX_IN_FLIGHT_PACKETS)
@@ -248,10 +250,12 @@ class MqttTransport:
         self._client.connect_timeout = timeout_s
         try:
             self._client.connect(self._host, self._port, keepalive_s)
+        except ssl.SSLError as error:
+            raise TransportError(explain(error, self._host, self._port, self._tls)) from error
         except OSError as error:
             raise TransportError(
-                f"cannot reach the broker at {self._host}, port {self._port}: {error}. Is it running, is the "
-                "address right, and does no firewall stand between?"
+                f"cannot reach the broker at {self._host}, port {self._port}: {error}. Is it running, are address "
+                "and port right (8883 with TLS, 1883 without), and does no firewall stand between?"
             ) from error
         self._client.loop_start()
         with self._state:
@@ -272,8 +276,8 @@ class MqttTransport:
             )
         if self._num_failures:
             return (
-                f"{self._url} closed the connection without an answer: it is no MQTT broker, "
-                "or it expects TLS (mqtts://), or none (mqtt://)"
+                f"{self._url} closed the connection without an answer: it is no MQTT broker, or it "
+                "expects TLS (mqtts://), or none (mqtt://), or a certificate of this client ([broker] certificate)"
             )
         return (
             f"{self._url} accepted the connection, but gave no answer in {timeout_s} s: is it an MQTT broker?"

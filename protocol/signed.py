@@ -14,15 +14,18 @@ coordinator's counters over a restart.
 from __future__ import annotations
 
 import itertools
+import secrets
 import struct
 from dataclasses import dataclass
+
+import msgspec
 
 from protocol.errors import NotAdmitted, Replayed
 from protocol.identity import Key, is_signed_by
 from protocol.messages import AnyMessage, Message, Signed, decode, encode
 
 _CONTEXT = b"sparsefleet signed message 1\0"  # No signature of ours for another purpose begins like this.
-_numbers = struct.Struct(">HQQQ")
+_numbers = struct.Struct(">HHQQQ")
 WINDOW = 32  # Counters behind the highest that may still come: what was overtaken on its way.
 
 
@@ -32,13 +35,14 @@ class Sealer:
     def __init__(self, key: Key, session: int) -> None:
         """`session` must never have been used with this key."""
         self.key, self.session = key, session
+        self._boot = secrets.token_bytes(8)
         self._counters = itertools.count(1)  # next() of it is atomic.
 
     def seal(self, topic: str, message: Message, audience: int = 0) -> bytes:
         """Return the envelope, encoded."""
         payload, counter = encode(message), next(self._counters)
-        signature = self.key.sign(_covered(topic, self.session, counter, audience, payload))
-        return encode(Signed(self.session, counter, audience, payload, signature))
+        signed = Signed(self.session, counter, audience, payload, bytes(64), self._boot)
+        return encode(msgspec.structs.replace(signed, signature=self.key.sign(covered(signed, topic))))
 
 
 def opened(signed: Signed, topic: str, public: bytes) -> AnyMessage:
@@ -48,15 +52,16 @@ def opened(signed: Signed, topic: str, public: bytes) -> AnyMessage:
         NotAdmitted: it did not.
         ProtocolError: it did, but what is inside is no message.
     """
-    covered = _covered(topic, signed.session, signed.counter, signed.audience, signed.payload)
-    if not is_signed_by(public, signed.signature, covered):
+    if not is_signed_by(public, signed.signature, covered(signed, topic)):
         raise NotAdmitted("the signature is not that of the key which is known for this sender")
     return decode(signed.payload)
 
 
-def _covered(topic: str, session: int, counter: int, audience: int, payload: bytes) -> bytes:
-    name = topic.encode()
-    return _CONTEXT + _numbers.pack(len(name), session, counter, audience) + name + payload
+def covered(signed: Signed, topic: str) -> bytes:
+    """Return the bytes that its signature is of."""
+    name, boot = topic.encode(), signed.boot
+    numbers = _numbers.pack(len(name), len(boot), signed.session, signed.counter, signed.audience)
+    return _CONTEXT + numbers + name + boot + signed.payload
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ class Rule:
 
 TABLE = {
     STATE: Rule("dev/{id}/state", CLIENT, retain=True),  # Join, Leave; the will
-    TASK: Rule("dev/{id}/task", COORDINATOR),  # Task, Receipt, End
-    UPDATE: Rule("dev/{id}/update", CLIENT),  # Update, Refusal, Cost
+    TASK: Rule("dev/{id}/task", COORDINATOR),  # Task, Receipt, End, Paired
+    UPDATE: Rule("dev/{id}/update", CLIENT),  # Update, Refusal, Cost, Pair
     WANT: Rule("dev/{id}/want", CLIENT),  # Want: chunks of what the coordinator offers
     FETCH: Rule("dev/{id}/fetch", COORDINATOR),  # Want: chunks of what the client offers
     BLOB_UP: Rule("dev/{id}/blob/{digest}", CLIENT),  # chunks
@@ -109,11 +109,11 @@ class Topics:
 
     def coordinator_filters(self) -> tuple[str, ...]:
         """Return what the coordinator subscribes to: all that clients send."""
-        return tuple(
-            self.root + rule.levels.format(id="+", digest="+")
-            for rule in TABLE.values()
-            if rule.sender == CLIENT
-        )
+        return tuple(self.of_all(kind) for kind, rule in TABLE.items() if rule.sender == CLIENT)
+
+    def of_all(self, kind: str) -> str:
+        """Return the filter of one kind of topic, whoever's it is."""
+        return self.root + TABLE[kind].levels.format(id="+", digest="+")
 
     def parse(self, topic: str) -> Address | None:
         """Return what a topic says, or None if it is none of this fleet and version."""

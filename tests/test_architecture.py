@@ -29,7 +29,7 @@ ONLY_IN = {
     "onnxruntime.training": ("export/", "edge_client/runtime.py", "tools/bench/"),
     "onnxruntime": ("export/", "edge_client/runtime.py", "coordinator/evaluate.py", "tools/bench/"),
     "onnx": ("export/", "coordinator/final_model.py", "edge_client/runtime.py", "tools/bench/"),
-    "cryptography": ("protocol/identity.py",),
+    "cryptography": ("protocol/identity.py", "coordinator/certificates.py"),
     "paho": ("protocol/mqtt.py",),
     "amqtt": ("coordinator/broker.py",),
     "rich": ("tools/",),

@@ -18,14 +18,15 @@ from coordinator.experiment import CohortConfig, Experiment
 from coordinator.registry import Device, Registry
 from coordinator.report import RunFolder, read_csv
 from coordinator.service import Coordinator
-from edge_client.link import Link
+from edge_client.link import Link, Superseded
 from edge_client.trust import Trust
 from protocol import codec
 from protocol.blobs import pack_chunk, ref_of
+from protocol.errors import TransportError
 from protocol.identity import Key
 from protocol.messages import End, Join, Leave, Receipt, Refusal, Task, Training, Update, decode, encode
 from protocol.topics import BLOB_UP, HELLO, STATE, TASK, UPDATE, Topics
-from protocol.transport import Loopback, LoopbackHub, Packet, Will
+from protocol.transport import Loopback, LoopbackHub, Packet, Transport, Will
 from tests.test_hostile_updates import LAYOUT, ONES, manifest
 
 TOPICS = Topics("fleet")
@@ -43,11 +44,15 @@ class Client:
     """The real link over a method that always uploads ones."""
 
     def __init__(
-        self, hub: LoopbackHub, client_id: str, trust: Trust, before: Callable[[Task], None]
+        self,
+        connect: Callable[[str, Will], Transport],
+        client_id: str,
+        trust: Trust,
+        before: Callable[[Task], None],
     ) -> None:
         state = TOPICS.of(STATE, client_id)
         will = Will(state, lambda nth: trust.seal(state, Leave(client_id, trust.session, nth)))
-        self.link = Link(hub.connect(client_id, will), TOPICS, client_id, trust)
+        self.link = Link(connect(client_id, will), TOPICS, client_id, trust)
         self.link.announce(Join(client_id, trust.session, 10, "fake", "none", "fake", "none"))
         self.client_id, self.session, self._before = client_id, trust.session, before
         self.receipts: list[Receipt] = []
@@ -55,8 +60,7 @@ class Client:
         self._thread.start()
 
     def _serve(self) -> None:
-        while not isinstance(order := self.link.next_order(20), End):
-            assert order is not None
+        while isinstance(order := self.link.next_order(20), Task):
             self._before(order)
             update = Update(
                 self.client_id,
@@ -71,7 +75,12 @@ class Client:
                 [],
                 1,
             )
-            self.receipts.append(self.link.deliver(update))
+            try:
+                self.receipts.append(self.link.deliver(update))
+            except Superseded:
+                continue
+            except TransportError:
+                return
 
     def join(self) -> None:
         self._thread.join(20)
@@ -99,8 +108,15 @@ class Wire:
         self.stranger.publish(TOPICS.of(kind, client_id, digest), payload)
 
     def federation(
-        self, name: str, session: int, before: Callable[[Task], None], rounds: int = 2
+        self,
+        name: str,
+        session: int,
+        before: Callable[[Task], None],
+        rounds: int = 2,
+        names: tuple[str, ...] = CLIENTS,
+        connect: Callable[[str, Will | None], Transport] | None = None,
     ) -> tuple[Coordinator, list[Client]]:
+        connect = connect or self.hub.connect
         experiment = Experiment(
             artifact="",
             data="",
@@ -115,13 +131,13 @@ class Wire:
             manifest(),
             Path(),
             np.zeros(LAYOUT.size, np.float32),
-            self.hub.connect("coordinator"),
+            connect("coordinator", None),
             RunFolder(self.folder / name, experiment),
             None,
             admission=Admission(self.keys["coordinator"], self.registry.next_session(), self.registry),
         )
         public = self.keys["coordinator"].public
-        clients = [Client(self.hub, one, Trust(self.keys[one], session, public), before) for one in CLIENTS]
+        clients = [Client(connect, one, Trust(self.keys[one], session, public), before) for one in names]
         return coordinator, clients
 
     def events(self, name: str) -> list[dict[str, object]]:
@@ -275,7 +291,7 @@ def test_a_revoked_client_is_sent_away_while_the_run_goes_on(tmp_path):
 
 def test_a_client_tells_a_new_coordinator_that_it_is_there(tmp_path):
     wire = Wire(tmp_path)
-    client = Client(wire.hub, "a", Trust(wire.keys["a"], 1, wire.keys["coordinator"].public), nothing)
+    client = Client(wire.hub.connect, "a", Trust(wire.keys["a"], 1, wire.keys["coordinator"].public), nothing)
     wire.record()
     del wire.recorded[:]
     for session in (4, 4, 5):

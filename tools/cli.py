@@ -77,7 +77,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sparsefleet {_version()}")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log what happens; -vv logs more")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_lab, _demo, _export, _data, _run, _client, _energy, _bench, _doctor, _chaos, _device, _card):
+    for add in (
+        _lab,
+        _demo,
+        _export,
+        _data,
+        _run,
+        _client,
+        _fleet,
+        _broker,
+        _energy,
+        _bench,
+        _doctor,
+        _chaos,
+        _device,
+        _card,
+    ):
         add(commands)
     return parser
 
@@ -299,7 +314,8 @@ def _client(commands: Subparsers) -> None:  # type: ignore[valid-type]
     parser.add_argument("--saved-activations", choices=["full", "compressed", "half"])
     parser.add_argument("--memory-budget-mb", type=int, help="refuse tasks that need more; 0: by profile")
     parser.add_argument("--energy", help="auto, auto-process, none, or a source by name (docs/energy.md)")
-    parser.add_argument("--broker", help="mqtt://host:port; the password is in SPARSEFLEET_PASSWORD")
+    parser.add_argument("--broker", help="mqtts://host:port; the password is in SPARSEFLEET_PASSWORD")
+    parser.add_argument("--ca", type=Path, help="the coordinator's ca.pem, for mqtts://")
     parser.add_argument("--fleet")
     parser.add_argument("--exit-after-run", action="store_true", default=None, help="leave when the run ends")
 
@@ -309,6 +325,19 @@ def _client(commands: Subparsers) -> None:  # type: ignore[valid-type]
         return run_client(options)
 
     parser.set_defaults(run=run)
+
+
+def _fleet(commands: Subparsers) -> None:  # type: ignore[valid-type]
+    from tools.fleet import configure
+
+    configure(_command(commands, "fleet", "Who belongs to the fleet.", "sparsefleet fleet code"))
+
+
+def _broker(commands: Subparsers) -> None:  # type: ignore[valid-type]
+    from tools.broker import configure
+
+    text = "Certificates and configurations for brokers."
+    configure(_command(commands, "broker", text, "sparsefleet broker config --kind mosquitto --out broker"))
 
 
 def _energy(commands: Subparsers) -> None:  # type: ignore[valid-type]

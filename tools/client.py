@@ -11,7 +11,7 @@ from pathlib import Path
 
 import device_profiles
 from edge_client import notify
-from edge_client.config import ClientConfig, read, with_secrets
+from edge_client.config import CODE_VARIABLE, ClientConfig, read, with_secrets
 from edge_client.daemon import Daemon
 from edge_client.energy.choose import choose
 from edge_client.energy.conditions import watch
@@ -20,12 +20,15 @@ from edge_client.energy.recording import Recording, room_in
 from edge_client.energy.source import Sensor
 from edge_client.kernels import library_path
 from edge_client.link import Link
+from edge_client.pairing import pair
 from edge_client.spool import Spool
 from edge_client.trust import Trust
 from protocol import mqtt
+from protocol.broker_url import is_loopback
 from protocol.errors import ConfigError, RuntimeMissing, TransportError
 from protocol.examples import count
 from protocol.messages import Leave
+from protocol.tls import Tls, demand
 from protocol.topics import STATE, Topics
 from protocol.transport import Transport, Will
 
@@ -68,6 +71,8 @@ def run_client(options: argparse.Namespace) -> int:
     transport = _connect(config, will)
     signal.signal(signal.SIGTERM, _leave)
     with contextlib.closing(transport):
+        if not trust.is_paired:
+            _pair(config, transport, topics, trust)
         link = Link(transport, topics, config.client_id, trust)
         threads = config.threads or profile.threads
         budget_mb = config.memory_budget_mb or profile.budget_mb or 0
@@ -106,16 +111,37 @@ def _connect(config: ClientConfig, will: Will) -> Transport:
         TransportError: it did not work out in time; the last reason.
     """
     broker = config.broker
+    demand(broker.url, broker.plaintext)
+    tls = Tls(broker.ca, broker.certificate, broker.key)
     until_s = time.monotonic() + broker.connect_timeout_s
     while True:
         try:
-            return mqtt.connect(broker.url, config.client_id, broker.username, broker.password, will)
+            return mqtt.connect(broker.url, config.client_id, broker.username, broker.password, will, tls=tls)
         except TransportError as error:
             if time.monotonic() >= until_s:
                 raise
             log.warning("no connection yet reason=%s", error)
             notify.beat()
             time.sleep(RETRY_S)
+
+
+def _pair(config: ClientConfig, transport: Transport, topics: Topics, trust: Trust) -> None:
+    """Come to know the coordinator, unless nobody but this machine can pose as one.
+
+    Raises:
+        ConfigError: there is no code, or it is not accepted.
+    """
+    identity = config.identity
+    if identity.pairing_code:
+        pair(transport, topics, config.client_id, trust, identity.pairing_code)
+    elif identity.unsigned == "refuse" or (
+        identity.unsigned == "auto" and not is_loopback(config.broker.url)
+    ):
+        raise ConfigError(
+            f"this device is not paired with a coordinator, and {config.broker.url} is not on this machine: it would "
+            "obey anybody. Make a code on the coordinator (sparsefleet fleet code) and set [identity] pairing_code, or "
+            f"the environment variable {CODE_VARIABLE}"
+        )
 
 
 def _leave(*_: object) -> None:
@@ -137,6 +163,8 @@ def _config(options: argparse.Namespace) -> ClientConfig:
         config = with_secrets(ClientConfig(**given))
     if options.broker:
         config.broker.url = options.broker
+    if options.ca:
+        config.broker.ca = str(options.ca)
     if options.fleet:
         config.broker.fleet = options.fleet
     return config

@@ -35,6 +35,7 @@ from protocol import artifact as artifacts
 from protocol import mqtt
 from protocol.errors import SparsefleetError
 from protocol.examples import count
+from protocol.tls import Tls
 
 if TYPE_CHECKING:
     from coordinator.experiment import BrokerConfig
@@ -215,14 +216,14 @@ def _experiments_broker(path: Path) -> Check:
 
 
 def _login(broker: clients.BrokerConfig | BrokerConfig) -> dict[str, str]:
-    names = ("url", "username", "password")
+    names = ("url", "username", "password", "ca", "certificate", "key")
     return {name: str(value) for name, value in msgspec.structs.asdict(broker).items() if name in names}
 
 
-def _broker(url: str, username: str, password: str) -> Check:
+def _broker(url: str, username: str, password: str, **files: str) -> Check:
     begin_s = time.monotonic()
     # Not under the client's id: that would cut off the client which is running now.
-    transport = mqtt.connect(url, f"{username}-doctor", username, password)
+    transport = mqtt.connect(url, f"{username}-doctor", username, password, tls=Tls(**files))
     transport.close()
     return Check(
         "broker", "ok", f"{url} accepted {username!r} in {1e3 * (time.monotonic() - begin_s):.0f} ms"

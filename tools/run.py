@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from coordinator.experiment import read
-from coordinator.launch import launch
+from coordinator.launch import authority, launch
 from tools.progress import display, joules, size
 
 
@@ -29,10 +29,11 @@ def run_experiment(options: argparse.Namespace) -> int:
 
     def ready(url: str, password: str) -> None:
         if password and not options.json:
+            ca = f" --ca {shlex.quote(str(authority(experiment)))}" if url.startswith("mqtts:") else ""
             print(
                 f"broker: {url}, {experiment.cohort.clients} clients needed; start each with\n"
                 f"  SPARSEFLEET_PASSWORD={shlex.quote(password)} sparsefleet client --broker {url} "
-                "--client-id NAME --data FILE.npz",
+                f"--client-id NAME --data FILE.npz{ca}",
                 file=sys.stderr,
                 flush=True,
             )

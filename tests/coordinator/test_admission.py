@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import msgspec
 import pytest
 
-from coordinator.admission import Admission
+from coordinator.admission import COPIED, Admission
 from coordinator.registry import REVOKED, Device, Registry
 from edge_client.trust import Trust
 from protocol.errors import MalformedMessage, NotAdmitted, ProtocolError, Replayed
 from protocol.identity import Key
 from protocol.messages import End, Join, Leave, Refusal, Signed, Want, decode, encode
-from protocol.signed import Sealer
+from protocol.signed import Sealer, covered
 from protocol.topics import STATE, TASK, UPDATE, WANT, Topics
 from protocol.transport import Packet
 
@@ -114,11 +115,9 @@ def test_rubbish_inside_a_good_signature_counts_against_its_author():
     topic = LAB.of(UPDATE, "a")
     payload = sealer.seal(topic, refusal())
     signed = decode(payload)
-    from protocol.signed import _covered
-
-    bad = msgspec.structs.replace(
-        signed, payload=b"\xc1", signature=KEYS["a"].sign(_covered(topic, 1, signed.counter, 0, b"\xc1"))
-    )
+    assert isinstance(signed, Signed)
+    bad = msgspec.structs.replace(signed, payload=b"\xc1")
+    bad = msgspec.structs.replace(bad, signature=KEYS["a"].sign(covered(bad, topic)))
     with pytest.raises(MalformedMessage):
         say(admission, encode(bad))
 
@@ -269,3 +268,46 @@ def test_who_does_not_sign_is_answered_without_a_signature():
     admission = door(guests=Registry())
     assert decode(admission.seal("d", LAB.of(TASK, "d"), End("run"))) == End("run")
     assert isinstance(decode(admission.seal("a", LAB.of(TASK, "a"), End("run"))), Signed)
+
+
+# Copies of a card
+
+
+def test_two_that_run_at_the_same_time_are_both_quarantined():
+    """In any order of sessions, and never by what was recorded."""
+    for other in (1, 2):  # A copy that was started as often, and one that was started more often.
+        admission = door()
+        first, second = Sealer(KEYS["a"], 1), Sealer(KEYS["a"], other)
+        topic, heard = LAB.of(UPDATE, "a"), 1
+        say(admission, seal(first, join(session=1), STATE), STATE)
+        with contextlib.suppress(Replayed):
+            say(admission, seal(second, join(session=other), STATE), STATE)
+        for sealer in (first, second):
+            with contextlib.suppress(NotAdmitted):
+                say(admission, sealer.seal(topic, refusal(), heard))
+        device = admission.listed.device("a")
+        assert device is not None
+        assert (device.status, device.reason) == ("quarantined", COPIED)
+        assert admission.was_edited()
+        for sealer in (first, second):
+            with pytest.raises(NotAdmitted, match="card was copied"):
+                say(admission, seal(sealer, refusal()))
+
+
+def test_a_restarted_device_is_no_copy():
+    admission, topic = door(), LAB.of(UPDATE, "a")
+    recorded = []
+    for session in range(1, 6):
+        sealer = Sealer(KEYS["a"], session)
+        will = sealer.seal(LAB.of(STATE, "a"), Leave("a", session, 1), 1)
+        for kind, message in ((STATE, join(session=session)), (UPDATE, refusal())):
+            payload = sealer.seal(LAB.of(kind, "a"), message, 1)
+            say(admission, payload, kind)
+            recorded.append((kind, payload))
+        recorded.append((STATE, will))
+        # Of a time when the coordinator was away, and said again now that it is back.
+        recorded.append((UPDATE, sealer.seal(topic, refusal(), 0)))
+    for kind, payload in recorded[:-2]:
+        with pytest.raises(Replayed):
+            say(admission, payload, kind)
+    assert admission.is_welcome("a")

@@ -19,7 +19,7 @@ def test_what_was_written_is_there_after_a_restart_and_only_its_owner_may_read_i
     registry = Registry(path)
     registry.put(A)
     registry.put(B)
-    session = Session(3, "boot", 2, True, 7, Window(2**62, 2**32 - 1))
+    session = Session(3, b"boot", 2, True, 7, Window(2**62, 2**32 - 1))
     registry.keep("a", session)
     registry.close()
     again = Registry(path)

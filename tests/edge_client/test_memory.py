@@ -25,6 +25,7 @@ from edge_client import daemon  # All that a client loads.
 from edge_client.kernels import library_path
 from edge_client.runtime import PORTABLE, open_runtime
 from edge_client.session import Trainer
+from edge_client.trust import Trust
 from protocol import artifact as artifacts
 from protocol.examples import Examples
 from protocol.layout import PRUNABLE
@@ -34,6 +35,7 @@ from protocol.sparse import Mask, SparseVector
 folder, batch, density = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 manifest = artifacts.parse((folder / artifacts.MANIFEST).read_bytes())
 rng = np.random.default_rng(0)
+Trust.at(Path(sys.argv[4]), 1)
 before = peak_rss_bytes()
 runtime = open_runtime(PORTABLE, manifest, folder, library_path(), threads=1)
 stored = []
@@ -64,9 +66,9 @@ print(json.dumps({"peak": peak_rss_bytes(), "before": before, "nnz": mask.nnz}))
         pytest.param("resnet18", 16, 0.5, marks=pytest.mark.slow),
     ],
 )
-def test_the_plan_is_the_measured_peak(model, batch, density, artifact):
+def test_the_plan_is_the_measured_peak(model, batch, density, artifact, tmp_path):
     folder = artifact(model)
-    command = [sys.executable, "-c", CLIENT, str(folder), str(batch), str(density)]
+    command = [sys.executable, "-c", CLIENT, str(folder), str(batch), str(density), str(tmp_path)]
     child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr
     found = json.loads(child.stdout)
@@ -111,7 +113,7 @@ def test_what_does_not_fit_is_refused_with_its_parts(artifact):
     planned = plan(manifest, 1000, 16)
     assert planned is not None
     afford(planned, planned.peak_bytes)
-    with pytest.raises(OutOfMemory, match=r"MB \(process 70, .*budget of .* MB: .*memory_budget_mb"):
+    with pytest.raises(OutOfMemory, match=r"MB \(process 80, .*budget of .* MB: .*memory_budget_mb"):
         afford(planned, planned.peak_bytes - 1)
 
 

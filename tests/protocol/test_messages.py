@@ -16,6 +16,8 @@ from protocol.messages import (
     Join,
     Leave,
     Message,
+    Pair,
+    Paired,
     Phase,
     Receipt,
     Refusal,
@@ -119,12 +121,13 @@ MESSAGES: dict[str, Message] = {
     "cost": Cost("pi-1", "run-1", 2, [PHASE]),
     "end": End("run-1"),
     "hello": Hello(True, 1),
-    "join_keyed": Join(
-        "pi-1", 3, 100, "r", "k", "p", "e", public_key=bytes(range(32)), boot="00ff" * 4, connection=2
-    ),
+    "join_keyed": Join("pi-1", 3, 100, "r", "k", "p", "e", public_key=bytes(range(32)), connection=2),
     "leave_connection": Leave("pi-1", 3, 2),
     "hello_keyed": Hello(True, 5, bytes(range(32))),
+    "pair": Pair("pi-1", bytes(range(32)), bytes(range(1, 33)), bytes(range(16)), bytes(range(2, 34))),
+    "paired": Paired(bytes(range(16)), bytes(range(2, 34))),
     "signed": Signed(3, 9, 1, b"\x81\xa4type\xa3end", bytes(range(64))),
+    "signed_boot": Signed(3, 9, 1, b"\x81\xa4type\xa3end", bytes(range(64)), bytes(range(8))),
 }
 
 

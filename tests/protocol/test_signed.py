@@ -36,6 +36,8 @@ def test_what_was_sealed_opens_with_its_key_on_its_topic():
         ({"session": 6}, TOPIC),
         ({"counter": 2}, TOPIC),
         ({"audience": 8}, TOPIC),
+        ({"boot": b"12345678"}, TOPIC),
+        ({"boot": b""}, TOPIC),
         ({"payload": encode(Leave("pi-1", 5))}, TOPIC),
         ({"signature": bytes(64)}, TOPIC),
     ],
