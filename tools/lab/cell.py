@@ -16,6 +16,7 @@ from coordinator.report import ROUNDS, read_csv
 from edge_client.runtime import Backend
 from protocol import artifact as artifacts
 from protocol.durable import replace_file
+from protocol.errors import ConfigError
 from protocol.examples import load
 from protocol.sparse import Mask, SparseVector, iou
 from tools.lab.boards import ModelledBoard
@@ -63,12 +64,15 @@ def run(plan: Plan, cell: Cell, home: Path) -> dict[str, Any]:
         kinds = [board for board in plan.boards for _ in range(board.count)]
         boards = {name: ModelledBoard(board) for name, board in zip(sorted(files), kinds, strict=True)}
     simulate(experiment, files, folder, observe=observe, backend=backend_of(plan), boards=boards or None)
+    if not masks:
+        raise ConfigError(f"{folder}: no client trained; events.jsonl says why they refused")
+    num_prunable = artifacts.read(Path(experiment.artifact)).layout.num_prunable
     result = {
         "row": row.label,
         "alpha": cell.alpha,
         "seed": cell.seed,
         **_of_rounds(folder, experiment),
-        "mask_iou": _overlap([masks[client_id] for client_id in sorted(masks)]),
+        "mask_iou": _overlap([masks[client_id].below(num_prunable) for client_id in sorted(masks)]),
         **(costs(folder) if boards else {}),
         **_local(experiment, local, {Path(part["file"]).stem: part["labels"] for part in parts}),
     }
@@ -155,6 +159,6 @@ def _local(
 
 
 def _overlap(masks: list[Mask]) -> float:
-    """Mean intersection over union of the clients' last uploads, side data included."""
+    """Mean intersection over union of the clients' last uploads."""
     overlaps = [iou(a, b) for i, a in enumerate(masks) for b in masks[:i]]
     return float(np.mean(overlaps)) if overlaps else 1.0
