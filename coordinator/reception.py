@@ -17,6 +17,7 @@ from typing import Literal
 
 from coordinator.admission import Admission
 from coordinator.aggregate import Accumulator
+from coordinator.client_masks import ClientMasks
 from coordinator.fleet import Fleet
 from coordinator.ledger import Ledger
 from coordinator.report import RunFolder, device_rows
@@ -113,7 +114,7 @@ class Reception:
         self._num_turned_away: Counter[tuple[str, str]] = Counter()
         self.fleet = Fleet()
         self.mask: Mask | None = None  # The global one, which bodies may refer to.
-        self._client_masks: dict[str, Mask] = {}  # And each client's last own one.
+        self._client_masks = ClientMasks()
         self.open: OpenRound | None = None
         self._ledger = ledger
         self._unsettled: list[tuple[Update, bytes]] = []  # Folded in, and not yet receipted.
@@ -313,7 +314,7 @@ class Reception:
         """Make an update part of the round's mean."""
         client_id = update.client_id
         open_.accumulator.fold(vector, open_.weigh(update))
-        self._client_masks[client_id] = vector.mask
+        self._client_masks.keep(client_id, vector.mask, self.mask)
         open_.accepted[client_id] = update.body.digest
         open_.losses.append((update.loss, update.num_examples))
         open_.stale += update.round_number < open_.round.number
@@ -380,5 +381,6 @@ class Reception:
         verdict: Literal["accepted", "late", "duplicate", "rejected", "unknown-mask"],
         reason: str = "",
     ) -> None:
-        receipt = Receipt(update.run, update.round_number, update.body.digest, verdict, reason[:1000])
+        kept = self._client_masks.knows(update.client_id)
+        receipt = Receipt(update.run, update.round_number, update.body.digest, verdict, reason[:1000], kept)
         self.send(update.client_id, receipt)

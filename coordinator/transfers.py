@@ -25,6 +25,12 @@ GATHER_S = 0.05
 RETURN_S = 1.5
 
 
+# Bodies that arrive at a time. The others wait their turn, so that a cohort of any size takes the memory of a few;
+# on slow links a few at a time would take for ever, hence bytes and not bodies.
+OPEN_BYTES = 16 << 20
+OPEN_BODIES = 4
+
+
 class Downlink:
     """Publishes chunks that clients ask for."""
 
@@ -136,12 +142,19 @@ class Uplink:
         self._assemblies = {client: one for client, one in self._assemblies.items() if client in client_ids}
 
     def tick(self, now_s: float) -> None:
-        """Ask for what is missing; all of it after a reconnect, when what was on its way is lost."""
+        """Ask for what is missing, of those first that came first.
+
+        After a reconnect all of it: what was on its way is lost.
+        """
         if self._transport.connections != self._connections:
             self._connections = self._transport.connections
             for assembly in self._assemblies.values():
                 assembly.ask_again()
-        for client_id, assembly in self._assemblies.items():
+        open_bytes = 0
+        for place, (client_id, assembly) in enumerate(self._assemblies.items()):
+            open_bytes += assembly.ref.size
+            if place >= OPEN_BODIES and open_bytes > OPEN_BYTES:
+                break
             wanted = assembly.wanted(now_s)
             if wanted:
                 self._transport.publish(

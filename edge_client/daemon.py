@@ -102,7 +102,7 @@ class Daemon:
         self._outbox = Outbox(Path(config.state), spool)
         self._last: Parcel | None = None  # The update that was made last,
         self._is_begun = False  # by this process or, until its first task, by the one before it.
-        self._known_upstream: set[str] = set()  # Masks that the coordinator has seen in full.
+        self._known_upstream: set[str] = set()  # The last upload's mask, if the coordinator keeps it.
 
     def run(self) -> None:
         """Serve until told to leave (`exit_after_run`), for ever otherwise."""
@@ -274,7 +274,7 @@ class Daemon:
             )
         log.info("receipt round=%d verdict=%s %s", task.round_number, receipt.verdict, receipt.reason)
         if receipt.verdict in ("accepted", "duplicate"):
-            self._known_upstream.add(parcel.mask)
+            self._known_upstream = {parcel.mask} if receipt.mask_kept else set()
             phases = self._meter.take()
             self._link.say(Cost(self._config.client_id, task.run, task.round_number, phases))
 

@@ -89,8 +89,7 @@ class Assembly:
         self.ref = ref
         self.num_rejected = 0  # Chunks that were damaged or not of this blob.
         self.num_duplicates = 0
-        # Uninitialised: the system commits its pages only as chunks are written.
-        self._body = np.empty(ref.size, np.uint8).data
+        self._body = memoryview(b"")  # Made for the first chunk: of a large cohort most wait their turn.
         self._begin()
 
     def _begin(self) -> None:
@@ -124,6 +123,9 @@ class Assembly:
         if index not in self._missing:
             self.num_duplicates += 1
             return True
+        if len(self._body) != self.ref.size:
+            # Uninitialised: of a large one the system commits pages only as chunks are written.
+            self._body = np.empty(self.ref.size, np.uint8).data
         start = index * self.ref.chunk_bytes
         self._body[start : start + len(data)] = data
         del self._missing[index]

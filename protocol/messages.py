@@ -198,6 +198,7 @@ class Receipt(Message, frozen=True, tag="receipt"):
     digest: Digest
     verdict: Literal["accepted", "late", "duplicate", "rejected", "unknown-mask"]
     reason: Text = ""
+    mask_kept: bool = True  # Whether the next body may refer to this one's mask.
 
 
 class Cost(Message, frozen=True, tag="cost"):

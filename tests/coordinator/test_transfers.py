@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from coordinator import transfers
 from coordinator.transfers import GATHER_S, RETURN_S, Downlink, Uplink
 from protocol.blobs import RESEND_S, Assembly, BlobStore, pack_chunk, ref_of
 from protocol.errors import LimitExceeded
@@ -145,3 +146,34 @@ def test_other_bytes_than_announced_are_fetched_again():
         assert up.chunk("a", ref.digest, pack_chunk(0, b"54321")) is None
     assert up.chunk("a", ref.digest, pack_chunk(0, b"12345")) == b"12345"
     assert up.chunk("a", ref.digest, pack_chunk(0, b"12345")) is None
+
+
+def test_a_large_cohort_is_asked_a_few_at_a_time_in_the_order_of_arrival(monkeypatch):
+    monkeypatch.setattr(transfers, "OPEN_BYTES", 2 * len(BODY))
+    up, hub = uplink()
+    asked = hub.connect("spy")
+    names = [f"client-{n}" for n in range(7)]
+    for name in names:
+        asked.subscribe(TOPICS.of(FETCH, name))
+    for name in names:
+        up.begin(name, REF, 1 << 20)
+
+    def heard() -> list[str]:
+        up.tick(0.0)
+        found = []
+        while (packet := asked.receive(0)) is not None:
+            address = TOPICS.parse(packet.topic)
+            assert address is not None
+            found.append(address.client_id)
+        return found
+
+    assert heard() == names[:4]  # Four, although two would be enough for the bytes.
+    assert heard() == []
+    store = BlobStore(1 << 20)
+    store.put(BODY)
+    for index in range(3):
+        body = up.chunk("client-2", REF.digest, store.chunk(REF.digest, index) or b"")
+    assert body == BODY
+    assert heard() == ["client-4"]
+    up.forget("client-0")
+    assert heard() == ["client-5"]

@@ -35,6 +35,7 @@ from protocol.blobs import UPLOAD_CHUNK_BYTES, BlobStore
 from protocol.config import dumps
 from protocol.errors import ConfigError
 from protocol.identity import Key
+from protocol.layout import Layout
 from protocol.messages import BlobRef, End, Join, Receipt, Task, Update, Want
 from protocol.sparse import Mask, SparseVector
 from protocol.topics import BLOB_UP, FETCH, STATE, TASK, UPDATE, Topics
@@ -99,7 +100,7 @@ class Peer:
 
     def _say(self, kind: str, message: Join | Update) -> None:
         topic = TOPICS.of(kind, self.client_id)
-        self.mqtt.publish(topic, self._trust.seal(topic, message), 1)
+        self.mqtt.publish(topic, self._trust.seal(topic, message), 1, retain=kind == STATE)
 
 
 def measure(clients: int, rounds: int, artifact: Path, density: float, data: Path) -> Load:
@@ -118,10 +119,7 @@ def measure(clients: int, rounds: int, artifact: Path, density: float, data: Pat
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     manifest = artifacts.read(artifact)
     store = BlobStore(1 << 30, chunk_bytes=UPLOAD_CHUNK_BYTES)
-    bodies = [
-        store.put(_body(manifest.layout.size, manifest.layout.num_prunable, density, n))
-        for n in range(NUM_BODIES)
-    ]
+    bodies = [store.put(_body(manifest.layout, density, n)) for n in range(NUM_BODIES)]
     with tempfile.TemporaryDirectory() as name, _mosquitto(Path(name)) as port:
         folder = Path(name)
         experiment = folder / "experiment.toml"
@@ -160,12 +158,13 @@ def line(found: Load) -> str:
     )
 
 
-def _body(size: int, num_prunable: int, density: float, seed: int) -> bytes:
+def _body(layout: Layout, density: float, seed: int) -> bytes:
+    size, num_prunable = layout.size, layout.num_prunable
     rng = np.random.default_rng(seed)
     stored = np.sort(rng.choice(num_prunable, round(density * num_prunable), replace=False))
     mask = Mask(np.concatenate([stored, np.arange(num_prunable, size)]).astype(np.int32), size)
     values = rng.normal(0, 1e-3, mask.nnz).astype(np.float32)
-    return codec.encode(SparseVector(mask, values), num_prunable, "f16")
+    return codec.encode(SparseVector(mask, values), num_prunable, "f16", ends=layout.ends_of(num_prunable))
 
 
 def _experiment(
@@ -175,7 +174,7 @@ def _experiment(
         "artifact": str(artifact.resolve()),
         "data": str(data.resolve()),
         "rounds": rounds,
-        "method": {"name": "gradient_topk", "density": density},
+        "method": {"name": "topk", "density": density},
         "training": {"local_epochs": 1, "batch_size": 32, "learning_rate": 0.05},
         "cohort": {"clients": clients, "deadline_s": 600, "join_timeout_s": 300},
         "wire": {"upload_values": "f16"},
