@@ -51,7 +51,7 @@ class Samples:
         found = {}
         for (name, _), series in self.of.items():
             kept = np.array([one for one in series if one[0] >= WARM_UP * end_s])
-            if len(kept) >= 4 and series[0][0] <= 0.4 * end_s and series[-1][0] >= 0.9 * end_s:
+            if len(kept) >= 3 and series[0][0] <= 0.4 * end_s and series[-1][0] >= 0.8 * end_s:
                 seconds, memory, files = kept.T
                 slope = np.polyfit(seconds, memory, 1)[0] * 3600 / 1e6
                 half = len(files) // 2
