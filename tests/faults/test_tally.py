@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from coordinator import service
 from coordinator.aggregate import Accumulator
 from tests.faults.peers import Fleet
 from tests.faults.tally import receipts, tally
@@ -55,6 +56,7 @@ def test_a_coordinator_that_folds_one_update_never_or_twice_is_found_out(
             fold(self, vector, weight)
 
     monkeypatch.setattr(Accumulator, "fold", broken)
+    monkeypatch.setattr(service, "FAREWELL_S", 0.0)
     with Fleet(tmp_path, size=100, rounds=3) as fleet:
         fleet.run()
     assert fleet.tally() == (9, lost, double)
