@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Iterable
 
 from protocol.blobs import RESEND_S, Assembly, BlobStore, Publisher
-from protocol.errors import DigestMismatch
+from protocol.errors import DigestMismatch, MalformedMessage
 from protocol.messages import BlobRef, Want, encode
 from protocol.topics import BLOB_DOWN, FETCH, Topics
 from protocol.transport import Transport
@@ -106,7 +106,10 @@ class Uplink:
 
         Raises:
             LimitExceeded: it is announced larger than `max_bytes`.
+            MalformedMessage: it is announced as empty.
         """
+        if ref.size == 0:
+            raise MalformedMessage("an empty body is announced: no chunk would ever complete it")
         begun = self._assemblies.get(client_id)
         if begun is not None and begun.ref == ref:
             begun.ask_again()

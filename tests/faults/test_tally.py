@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from coordinator import service
+from coordinator.aggregate import Accumulator
+from tests.faults.peers import Fleet
 from tests.faults.tally import receipts, tally
 
 TOLD = {(1, "a"), (1, "b"), (2, "a"), (2, "b"), (3, "a")}  # Round 3 was under way.
@@ -37,3 +40,23 @@ def test_receipts_are_read_from_a_clients_log():
         "INFO edge_client.daemon: receipt round=3 verdict=duplicate \n"
     )
     assert receipts("a", log) == {(1, "a"), (3, "a")}
+
+
+@pytest.mark.parametrize(("times", "lost", "double"), [(1, 0, 0), (0, 1, 0), (2, 0, 1)])
+def test_a_coordinator_that_folds_one_update_never_or_twice_is_found_out(
+    tmp_path, monkeypatch, times, lost, double
+):
+    """Not from made-up files: the coordinator itself is broken, and says accepted all the same."""
+    fold, number = Accumulator.fold, 0
+
+    def broken(self, vector, weight):
+        nonlocal number
+        number += 1
+        for _ in range(times if number == 4 else 1):
+            fold(self, vector, weight)
+
+    monkeypatch.setattr(Accumulator, "fold", broken)
+    monkeypatch.setattr(service, "FAREWELL_S", 0.0)
+    with Fleet(tmp_path, size=100, rounds=3) as fleet:
+        fleet.run()
+    assert fleet.tally() == (9, lost, double)

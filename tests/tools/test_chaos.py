@@ -141,6 +141,7 @@ def test_truncation_leaves_whole_packets_with_less_in_them(proxy, coordinator, d
         assert len(after) < len(before)
 
 
+@pytest.mark.slow
 def test_delay_and_rate_take_their_time(proxy, coordinator, device):
     proxy.set("delay", 0.3, "down")
     begin_s = time.monotonic()
@@ -156,6 +157,7 @@ def test_delay_and_rate_take_their_time(proxy, coordinator, device):
     assert time.monotonic() - begin_s >= 0.99
 
 
+@pytest.mark.slow
 def test_lost_segments_cost_time_and_nothing_else(proxy, coordinator, device):
     proxy.set("loss", 0.2, "down")
     begin_s = time.monotonic()
@@ -166,6 +168,7 @@ def test_lost_segments_cost_time_and_nothing_else(proxy, coordinator, device):
     assert time.monotonic() - begin_s >= proxy.counts["loss"] * 0.2 > 0
 
 
+@pytest.mark.slow
 def test_a_stall_holds_everything_back_and_loses_nothing(proxy, coordinator, device):
     proxy.stall(1.0)
     begin_s = time.monotonic()
@@ -176,6 +179,7 @@ def test_a_stall_holds_everything_back_and_loses_nothing(proxy, coordinator, dev
     assert device.connections == 1
 
 
+@pytest.mark.slow
 def test_a_cut_keeps_clients_out_for_its_length(proxy, coordinator, device):
     begin_s = time.monotonic()
     proxy.cut(2.5)
@@ -185,6 +189,7 @@ def test_a_cut_keeps_clients_out_for_its_length(proxy, coordinator, device):
     assert send(coordinator, 2) == received(device)
 
 
+@pytest.mark.slow
 def test_the_same_seed_harms_the_same_packets(embedded_broker, coordinator):
     arrived = []
     for _ in range(2):
@@ -310,6 +315,7 @@ def test_help_names_every_fault(capsys):
     assert all(f"  {name}=" in text for name in ALL)
 
 
+@pytest.mark.slow
 def test_the_command_follows_its_plan(tmp_path, embedded_broker, coordinator):
     plan = tmp_path / "plan.toml"
     plan.write_text('faults = ["down:lose=1@0+1", "cut=0@2.5", "cut=0@100"]\nduration_s = 3\nseed = 3\n')
