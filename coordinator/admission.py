@@ -30,7 +30,6 @@ from protocol.messages import (
     Pair,
     Paired,
     Signed,
-    Update,
     Want,
     decode,
     encode,
@@ -154,7 +153,7 @@ class Admission:
             raise NotAdmitted(f"{device.status}: {device.reason}" if device.reason else device.status)
         message = opened(signed, topic, device.public_key)
         _check_author(client_id, message)
-        if isinstance(message, Join | Leave | Update) and message.session != signed.session:
+        if isinstance(message, Join | Leave) and message.session != signed.session:
             raise NotAdmitted(f"session {message.session} in an envelope of session {signed.session}")
         sessions = registry.sessions(client_id)
         newest = sessions[0] if sessions else Session(-1)

@@ -28,6 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edge_client.limits import Watchdog
 from protocol.artifact import (
     CROSS_ENTROPY,
     EVAL_MODEL,
@@ -38,7 +39,8 @@ from protocol.artifact import (
     TRAINING_MODEL,
     Manifest,
 )
-from protocol.errors import ArtifactError, RuntimeMissing
+from protocol.errors import ArtifactError, OverBudget, RuntimeMissing
+from protocol.graphs import check_graph
 from protocol.layout import PRUNABLE, STATISTIC, Piece, Vector
 from protocol.lean import import_without_torch
 from protocol.method import Batch
@@ -87,6 +89,7 @@ class Runtime(Protocol):
 
         Raises:
             ArtifactError: the graph refused the inputs; ONNX Runtime's words are in the text.
+            OverBudget: it lasted longer than the device allows.
         """
 
     def prune_saved(self, keep: Mapping[str, float]) -> None:
@@ -107,24 +110,35 @@ class Backend:
     ]  # For an artifact, its folder and how activations are saved.
 
 
-def onnx_backend(kind: str, library: Path, threads: int) -> Backend:
+def onnx_backend(kind: str, library: Path, threads: int, step_time_s: float = 0.0) -> Backend:
     """Return the one of devices; see `open_runtime`."""
     return Backend(
         f"{installed_package()} {kind}",
-        lambda manifest, folder, saved: open_runtime(kind, manifest, folder, library, threads, saved),
+        lambda manifest, folder, saved: open_runtime(
+            kind, manifest, folder, library, threads, saved, step_time_s
+        ),
     )
 
 
 def open_runtime(
-    kind: str, manifest: Manifest, folder: Path, library: Path, threads: int, saved: str = FULL
+    kind: str,
+    manifest: Manifest,
+    folder: Path,
+    library: Path,
+    threads: int,
+    saved: str = FULL,
+    step_time_s: float = 0.0,
 ) -> Runtime:
-    """Return the runtime that was asked for.
+    """Return the runtime that was asked for. A portable one ends steps that last longer than `step_time_s`; 0: none.
 
     Raises:
+        ArtifactError: a graph has more than arithmetic (protocol/graphs.py), or is refused by onnxruntime.
         RuntimeMissing: it is not installed, cannot load the op library, or cannot save activations so.
     """
+    for name in files_of(kind, saved):
+        check_graph(name, (folder / name).read_bytes())
     if kind == PORTABLE:
-        return PortableRuntime(manifest, folder, library, threads, saved)
+        return PortableRuntime(manifest, folder, library, threads, saved, step_time_s)
     if kind == MODULE and saved != FULL:
         raise RuntimeMissing(f"the runtime {MODULE!r} keeps activations as they are; use {PORTABLE!r}")
     if kind == MODULE:
@@ -249,7 +263,13 @@ class PortableRuntime:
     """A step graph with inputs and outputs bound to our buffers."""
 
     def __init__(
-        self, manifest: Manifest, folder: Path, library: Path, threads: int, saved: str = FULL
+        self,
+        manifest: Manifest,
+        folder: Path,
+        library: Path,
+        threads: int,
+        saved: str = FULL,
+        step_time_s: float = 0.0,
     ) -> None:
         """Open the session.
 
@@ -268,6 +288,8 @@ class PortableRuntime:
             raise
         except Exception as error:  # See session_options.
             raise ArtifactError(f"{installed_package()} refuses {graph}: {error}") from error
+        self._run_options = onnxruntime().RunOptions()
+        self._watchdog = Watchdog(step_time_s, self._interrupt)
         self._loss = np.zeros((), np.float32)
         self._temperature = np.ones((), np.float32)
         given = {tensor.name for tensor in self._session.get_inputs()}
@@ -308,12 +330,23 @@ class PortableRuntime:
         self._temperature[...] = temperature
         self._bind("input", "x", x)
         self._bind("input", "labels", labels)
+        self._run_options.terminate = False
         try:
-            self._session.run_with_iobinding(self._binding)
+            with self._watchdog.watch():
+                self._session.run_with_iobinding(self._binding, self._run_options)
         except Exception as error:  # See session_options.
+            if self._watchdog.has_interrupted:
+                raise OverBudget(
+                    f"a training step was stopped after {self._watchdog.limit_s:g} s: this device allows no more "
+                    "(limits.step_time_s)"
+                ) from error
             raise ArtifactError(f"the training step failed: {error}") from error
         self._pruning.after_step()
         return float(self._loss)
+
+    def _interrupt(self) -> None:
+        """End the step that runs, before its next node."""
+        self._run_options.terminate = True
 
     def prune_saved(self, keep: Mapping[str, float]) -> None:
         """From the next step on, keep only the largest of each layer's input for its weight gradient.

@@ -6,7 +6,8 @@
     |   |-- DataError            the examples: missing file, NaN, labels out of range
     |   |-- ArtifactError        an artifact folder: wrong digest, foreign version, no parity
     |   |-- RuntimeMissing       onnxruntime or the op library is not what was asked for
-    |   `-- OutOfMemory          a task's plan exceeds the device's budget
+    |   |-- OutOfMemory          a task's plan exceeds the device's budget
+    |   `-- OverBudget           a task takes more time or energy than the device allows
     |-- ProtocolError          the peer sent something it must not; logged, dropped, counted
     |   |-- MalformedMessage     cannot be decoded, or violates the schema
     |   |-- LimitExceeded        larger than was agreed or declared
@@ -47,6 +48,10 @@ class RuntimeMissing(UserError):
 
 class OutOfMemory(UserError):
     """A task would take more memory than the device may give it."""
+
+
+class OverBudget(UserError):
+    """A task takes more time or energy than the device allows it."""
 
 
 class ProtocolError(SparsefleetError):
