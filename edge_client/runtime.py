@@ -19,7 +19,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edge_client.bindings import Pruning, Slices
 from edge_client.limits import Watchdog
 from protocol.artifact import (
     CROSS_ENTROPY,
@@ -41,7 +42,7 @@ from protocol.artifact import (
 )
 from protocol.errors import ArtifactError, OverBudget, RuntimeMissing
 from protocol.graphs import check_graph
-from protocol.layout import PRUNABLE, STATISTIC, Piece, Vector
+from protocol.layout import PRUNABLE, STATISTIC, Vector
 from protocol.lean import import_without_torch
 from protocol.method import Batch
 from protocol.sparse import Mask, SparseVector
@@ -208,57 +209,6 @@ def session_options(library: Path, threads: int) -> Any:
     return options
 
 
-@dataclass(frozen=True)
-class Slices:
-    """Where each piece's stored entries lie in `values`, and their positions within the piece."""
-
-    parts: Mapping[str, slice]
-    indices: Mapping[str, npt.NDArray[np.int32]]
-
-    @classmethod
-    def of(cls, mask: Mask, manifest: Manifest) -> Slices:
-        """Cut a model's mask into pieces.
-
-        Raises:
-            ArtifactError: an entry that is never pruned is not stored.
-        """
-        parts: dict[str, slice] = {}
-        indices: dict[str, npt.NDArray[np.int32]] = {}
-        for piece in manifest.layout.pieces:
-            begin, end = (int(n) for n in np.searchsorted(mask.indices, [piece.offset, piece.end]))
-            parts[piece.name] = slice(begin, end)
-            if piece.role == PRUNABLE:
-                indices[piece.name] = mask.indices[begin:end] - np.int32(piece.offset)
-            elif end - begin != piece.size:
-                raise ArtifactError(f"the mask lacks entries of {piece.name!r}, which is never pruned")
-        return cls(parts, indices)
-
-
-class _Pruning:
-    """What a graph with saved activations is given and returns for each layer (export/saved.py)."""
-
-    def __init__(self, layers: list[Piece]) -> None:
-        self.layers = layers
-        self.keep = np.ones(len(layers), np.float32)
-        self.threshold = np.zeros(len(layers), np.float32)
-        self._used = np.zeros(len(layers), np.float32)
-        self._is_convolution = np.asarray([len(piece.shape) == 4 for piece in layers], bool)
-
-    def bindings(self) -> Iterator[tuple[str, str, Vector]]:
-        """Side, name and scalar of each."""
-        for i, piece in enumerate(self.layers):
-            for side, part, array in (
-                ("input", "keep", self.keep),
-                ("input", "threshold", self.threshold),
-                ("output", "threshold_used", self._used),
-            ):
-                yield side, f"{piece.name}.{part}", array[i : i + 1].reshape(())
-
-    def after_step(self) -> None:
-        """A convolution's threshold stays."""
-        np.copyto(self.threshold, self._used, where=self._is_convolution)
-
-
 class PortableRuntime:
     """A step graph with inputs and outputs bound to our buffers."""
 
@@ -293,7 +243,7 @@ class PortableRuntime:
         self._loss = np.zeros((), np.float32)
         self._temperature = np.ones((), np.float32)
         given = {tensor.name for tensor in self._session.get_inputs()}
-        self._pruning = _Pruning([p for p in manifest.layout.pieces if f"{p.name}.keep" in given])
+        self._pruning = Pruning([p for p in manifest.layout.pieces if f"{p.name}.keep" in given])
         self.values = self.gradient = np.empty(0, np.float32)
         self._mask: Mask | None = None
 
