@@ -293,6 +293,25 @@ def test_a_revoked_client_is_sent_away_while_the_run_goes_on(tmp_path):
     assert [event["client"] for event in wire.events("run") if event["event"] == "client-sent-away"] == ["b"]
 
 
+def test_a_client_that_is_not_let_in_is_told_why(tmp_path, caplog):
+    wire = Wire(tmp_path)
+    wire.registry.put(Device("b", wire.keys["b"].public, "revoked", "stolen"))
+    wire.registry.forget("c")
+    coordinator, clients = wire.federation("run", 1, nothing)
+    command = Registry(tmp_path / "fleet.db")
+
+    def let_in() -> None:
+        for name in ("b", "c"):
+            command.put(Device(name, wire.keys[name].public))
+
+    timer = threading.Timer(0.5, let_in)
+    timer.start()
+    check_all_counted(wire, "run", clients, coordinator.run().weights)
+    said = [record.getMessage() for record in caplog.records if record.name == "edge_client.link"]
+    assert any("reason=revoked: stolen" in text for text in said)
+    assert any("not on the list. Pair it: sparsefleet fleet code" in text for text in said)
+
+
 def test_a_client_tells_a_new_coordinator_that_it_is_there(tmp_path):
     wire = Wire(tmp_path)
     client = Client(wire.hub.connect, "a", Trust(wire.keys["a"], 1, wire.keys["coordinator"].public), nothing)
