@@ -19,10 +19,11 @@ from pathlib import Path
 
 from coordinator.enrolment import Enrolment
 from coordinator.registry import ACCEPTED, QUARANTINED, Device, Registry, Session, State
-from protocol.errors import Cloned, NotAdmitted, ProtocolError, Replayed
+from protocol.errors import Cloned, Dismissed, NotAdmitted, ProtocolError, Replayed
 from protocol.identity import Key, fingerprint
 from protocol.messages import (
     AnyMessage,
+    Dismissal,
     Hello,
     Join,
     Leave,
@@ -30,7 +31,6 @@ from protocol.messages import (
     Pair,
     Paired,
     Signed,
-    Update,
     Want,
     decode,
     encode,
@@ -109,6 +109,10 @@ class Admission:
         """Return what convinces a device that was just let in."""
         return self._enrolment.answer(message)
 
+    def dismissal(self, topic: str, error: Dismissed) -> bytes:
+        """Return what tells a device that it is not let in."""
+        return self._sealer.seal(topic, Dismissal(str(error)), error.session)
+
     def was_edited(self) -> bool:
         """Whether the list has been edited, by us or by others, since this was asked last."""
         is_edited, self._has_edited = self.listed.was_edited() or self._has_edited, False
@@ -150,12 +154,23 @@ class Admission:
             self._enrolment.let_in(inside)
             return inside
         device, registry = self._find(client_id) or self._guest(client_id, topic, signed, inside)
-        if device.status != ACCEPTED:
-            raise NotAdmitted(f"{device.status}: {device.reason}" if device.reason else device.status)
         message = opened(signed, topic, device.public_key)
         _check_author(client_id, message)
-        if isinstance(message, Join | Leave | Update) and message.session != signed.session:
+        if device.status != ACCEPTED:
+            reason = f"{device.status}: {device.reason}" if device.reason else device.status
+            raise Dismissed(reason, signed.session)
+        if isinstance(message, Join | Leave) and message.session != signed.session:
             raise NotAdmitted(f"session {message.session} in an envelope of session {signed.session}")
+        self._note(device, registry, signed, message)
+        return message
+
+    def _note(self, device: Device, registry: Registry, signed: Signed, message: AnyMessage) -> None:
+        """Write down that it was said, before anybody acts upon it.
+
+        Raises:
+            NotAdmitted: it was said before, or by another with the same key, or cannot be written down.
+        """
+        client_id = device.client_id
         sessions = registry.sessions(client_id)
         newest = sessions[0] if sessions else Session(-1)
         known = next((one for one in sessions if one.number == signed.session), None)
@@ -176,7 +191,6 @@ class Admission:
             raise NotAdmitted(f"it cannot be written down that it was said: {error}") from error
         if isinstance(message, Join | Leave):
             self._heard[client_id] = after.state
-        return message
 
     def _state(self, before: Session, message: Join | Leave, counter: int) -> Session:
         """Joins and leaves are ordered by connection: a will was signed before what its connection said.
@@ -208,12 +222,15 @@ class Admission:
             NotAdmitted: unsigned devices are not allowed, or it brings no key, or another's.
         """
         public = inside.public_key if isinstance(inside, Join) else b""
-        if self.guests is None:
-            key = f" with the key {fingerprint(public)}" if public else ""
-            raise NotAdmitted(f"a device{key} that is not on the list. Pair it: sparsefleet fleet code")
         if not public:
-            raise NotAdmitted("signed, but it has not joined, so that its key is not known")
+            raise NotAdmitted("signed by a device that is not on the list, and has not joined")
         _check_author(client_id, opened(signed, topic, public))
+        if self.guests is None:
+            key = fingerprint(public)
+            raise Dismissed(
+                f"a device with the key {key} is not on the list. Pair it: sparsefleet fleet code",
+                signed.session,
+            )
         for registry in self._registries():
             if (holder := registry.holder(public)) is not None:
                 raise NotAdmitted(f"it brings the key of {holder.client_id}: is its card a copy?")

@@ -25,7 +25,7 @@ from coordinator.robust import Robust
 from coordinator.round import Round, Standing
 from coordinator.transfers import Downlink, Uplink
 from protocol import codec
-from protocol.errors import Cloned, NotAdmitted, ProtocolError, Replayed, UnknownMask
+from protocol.errors import Cloned, Dismissed, NotAdmitted, ProtocolError, Replayed, UnknownMask
 from protocol.layout import Layout
 from protocol.messages import (
     Cost,
@@ -187,6 +187,9 @@ class Reception:
                 self._from_client(message)
         except NotAdmitted as error:
             self._turn_away(client_id, error)
+            if isinstance(error, Dismissed) and address.kind == STATE:
+                topic = self._topics.of(TASK, client_id)
+                self._transport.publish(topic, self.admission.dismissal(topic, error))
         except ProtocolError as error:
             self._drop(client_id, error)
 

@@ -22,6 +22,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from edge_client.energy.settings import MeterSettings
+from edge_client.limits import LimitsConfig
 from edge_client.runtime import FULL, PORTABLE
 from protocol.config import load
 from protocol.messages import Name
@@ -69,6 +70,7 @@ class ClientConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     profile: str = "auto"
     exit_after_run: bool = False  # Leave when the coordinator ends the run, instead of waiting for the next.
     broker: BrokerConfig = msgspec.field(default_factory=BrokerConfig)
+    limits: LimitsConfig = msgspec.field(default_factory=LimitsConfig)
     identity: IdentityConfig = msgspec.field(default_factory=IdentityConfig)
     meter: MeterSettings = msgspec.field(default_factory=MeterSettings)
 

@@ -27,6 +27,7 @@ from edge_client.config import ClientConfig
 from edge_client.energy.conditions import Seen
 from edge_client.energy.meter import IDLE, Meter
 from edge_client.energy.power_mode import power_mode
+from edge_client.limits import Budget
 from edge_client.link import Link, Superseded
 from edge_client.memory import afford, plan
 from edge_client.outbox import Outbox, Parcel
@@ -89,7 +90,7 @@ class Daemon:
             DataError: the state folder's calibration is damaged.
         """
         self._config, self._link, self._meter = config, link, meter
-        self._backend = backend or onnx_backend(config.runtime, library, threads)
+        self._backend = backend or onnx_backend(config.runtime, library, threads, config.limits.step_time_s)
         self._budget_mb, self._profile, self._observe = budget_mb, profile, observe
         self._data = Path(config.data)
         self._num_examples = num_examples
@@ -373,6 +374,7 @@ class Daemon:
             return codec.as_received(upload, num_prunable, task.values, ends=ends, side=task.side)
 
         keeps_local = self._observe is not None
+        budget = Budget(self._config.limits, self._meter.spent_j)
         return Trainer(
             manifest,
             self._runtime[1],
@@ -382,6 +384,7 @@ class Daemon:
             as_sent,
             keeps_local,
             task.local_steps,
+            budget.check,
         )
 
 

@@ -19,6 +19,7 @@ from protocol.blobs import UPLOAD_CHUNK_BYTES, Assembly, BlobStore
 from protocol.errors import ProtocolError, TransportError
 from protocol.messages import (
     BlobRef,
+    Dismissal,
     End,
     Hello,
     Join,
@@ -194,6 +195,9 @@ class Link:
                     self._orders.append(message)
             elif isinstance(message, Receipt):
                 self._receipts[message.digest] = message
+            elif isinstance(message, Dismissal):
+                log.error("the coordinator does not let this device in reason=%s", message.reason)
+                notify.status(f"not let in: {message.reason}")
         elif address.kind == FETCH:
             message = decode(packet.payload)
             if isinstance(message, Want):

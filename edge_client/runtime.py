@@ -19,7 +19,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +28,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edge_client.bindings import Pruning, Slices
+from edge_client.limits import Watchdog
 from protocol.artifact import (
     CROSS_ENTROPY,
     EVAL_MODEL,
@@ -38,8 +40,9 @@ from protocol.artifact import (
     TRAINING_MODEL,
     Manifest,
 )
-from protocol.errors import ArtifactError, RuntimeMissing
-from protocol.layout import PRUNABLE, STATISTIC, Piece, Vector
+from protocol.errors import ArtifactError, OverBudget, RuntimeMissing
+from protocol.graphs import check_graph
+from protocol.layout import PRUNABLE, STATISTIC, Vector
 from protocol.lean import import_without_torch
 from protocol.method import Batch
 from protocol.sparse import Mask, SparseVector
@@ -87,6 +90,7 @@ class Runtime(Protocol):
 
         Raises:
             ArtifactError: the graph refused the inputs; ONNX Runtime's words are in the text.
+            OverBudget: it lasted longer than the device allows.
         """
 
     def prune_saved(self, keep: Mapping[str, float]) -> None:
@@ -107,24 +111,35 @@ class Backend:
     ]  # For an artifact, its folder and how activations are saved.
 
 
-def onnx_backend(kind: str, library: Path, threads: int) -> Backend:
+def onnx_backend(kind: str, library: Path, threads: int, step_time_s: float = 0.0) -> Backend:
     """Return the one of devices; see `open_runtime`."""
     return Backend(
         f"{installed_package()} {kind}",
-        lambda manifest, folder, saved: open_runtime(kind, manifest, folder, library, threads, saved),
+        lambda manifest, folder, saved: open_runtime(
+            kind, manifest, folder, library, threads, saved, step_time_s
+        ),
     )
 
 
 def open_runtime(
-    kind: str, manifest: Manifest, folder: Path, library: Path, threads: int, saved: str = FULL
+    kind: str,
+    manifest: Manifest,
+    folder: Path,
+    library: Path,
+    threads: int,
+    saved: str = FULL,
+    step_time_s: float = 0.0,
 ) -> Runtime:
-    """Return the runtime that was asked for.
+    """Return the runtime that was asked for. A portable one ends steps that last longer than `step_time_s`; 0: none.
 
     Raises:
+        ArtifactError: a graph has more than arithmetic (protocol/graphs.py), or is refused by onnxruntime.
         RuntimeMissing: it is not installed, cannot load the op library, or cannot save activations so.
     """
+    for name in files_of(kind, saved):
+        check_graph(name, (folder / name).read_bytes())
     if kind == PORTABLE:
-        return PortableRuntime(manifest, folder, library, threads, saved)
+        return PortableRuntime(manifest, folder, library, threads, saved, step_time_s)
     if kind == MODULE and saved != FULL:
         raise RuntimeMissing(f"the runtime {MODULE!r} keeps activations as they are; use {PORTABLE!r}")
     if kind == MODULE:
@@ -194,62 +209,17 @@ def session_options(library: Path, threads: int) -> Any:
     return options
 
 
-@dataclass(frozen=True)
-class Slices:
-    """Where each piece's stored entries lie in `values`, and their positions within the piece."""
-
-    parts: Mapping[str, slice]
-    indices: Mapping[str, npt.NDArray[np.int32]]
-
-    @classmethod
-    def of(cls, mask: Mask, manifest: Manifest) -> Slices:
-        """Cut a model's mask into pieces.
-
-        Raises:
-            ArtifactError: an entry that is never pruned is not stored.
-        """
-        parts: dict[str, slice] = {}
-        indices: dict[str, npt.NDArray[np.int32]] = {}
-        for piece in manifest.layout.pieces:
-            begin, end = (int(n) for n in np.searchsorted(mask.indices, [piece.offset, piece.end]))
-            parts[piece.name] = slice(begin, end)
-            if piece.role == PRUNABLE:
-                indices[piece.name] = mask.indices[begin:end] - np.int32(piece.offset)
-            elif end - begin != piece.size:
-                raise ArtifactError(f"the mask lacks entries of {piece.name!r}, which is never pruned")
-        return cls(parts, indices)
-
-
-class _Pruning:
-    """What a graph with saved activations is given and returns for each layer (export/saved.py)."""
-
-    def __init__(self, layers: list[Piece]) -> None:
-        self.layers = layers
-        self.keep = np.ones(len(layers), np.float32)
-        self.threshold = np.zeros(len(layers), np.float32)
-        self._used = np.zeros(len(layers), np.float32)
-        self._is_convolution = np.asarray([len(piece.shape) == 4 for piece in layers], bool)
-
-    def bindings(self) -> Iterator[tuple[str, str, Vector]]:
-        """Side, name and scalar of each."""
-        for i, piece in enumerate(self.layers):
-            for side, part, array in (
-                ("input", "keep", self.keep),
-                ("input", "threshold", self.threshold),
-                ("output", "threshold_used", self._used),
-            ):
-                yield side, f"{piece.name}.{part}", array[i : i + 1].reshape(())
-
-    def after_step(self) -> None:
-        """A convolution's threshold stays."""
-        np.copyto(self.threshold, self._used, where=self._is_convolution)
-
-
 class PortableRuntime:
     """A step graph with inputs and outputs bound to our buffers."""
 
     def __init__(
-        self, manifest: Manifest, folder: Path, library: Path, threads: int, saved: str = FULL
+        self,
+        manifest: Manifest,
+        folder: Path,
+        library: Path,
+        threads: int,
+        saved: str = FULL,
+        step_time_s: float = 0.0,
     ) -> None:
         """Open the session.
 
@@ -268,10 +238,12 @@ class PortableRuntime:
             raise
         except Exception as error:  # See session_options.
             raise ArtifactError(f"{installed_package()} refuses {graph}: {error}") from error
+        self._run_options = onnxruntime().RunOptions()
+        self._watchdog = Watchdog(step_time_s, self._interrupt)
         self._loss = np.zeros((), np.float32)
         self._temperature = np.ones((), np.float32)
         given = {tensor.name for tensor in self._session.get_inputs()}
-        self._pruning = _Pruning([p for p in manifest.layout.pieces if f"{p.name}.keep" in given])
+        self._pruning = Pruning([p for p in manifest.layout.pieces if f"{p.name}.keep" in given])
         self.values = self.gradient = np.empty(0, np.float32)
         self._mask: Mask | None = None
 
@@ -308,12 +280,23 @@ class PortableRuntime:
         self._temperature[...] = temperature
         self._bind("input", "x", x)
         self._bind("input", "labels", labels)
+        self._run_options.terminate = False
         try:
-            self._session.run_with_iobinding(self._binding)
+            with self._watchdog.watch():
+                self._session.run_with_iobinding(self._binding, self._run_options)
         except Exception as error:  # See session_options.
+            if self._watchdog.has_interrupted:
+                raise OverBudget(
+                    f"a training step was stopped after {self._watchdog.limit_s:g} s: this device allows no more "
+                    "(limits.step_time_s)"
+                ) from error
             raise ArtifactError(f"the training step failed: {error}") from error
         self._pruning.after_step()
         return float(self._loss)
+
+    def _interrupt(self) -> None:
+        """End the step that runs, before its next node."""
+        self._run_options.terminate = True
 
     def prune_saved(self, keep: Mapping[str, float]) -> None:
         """From the next step on, keep only the largest of each layer's input for its weight gradient.

@@ -36,16 +36,18 @@ class Trainer:
         as_sent: Callable[[SparseVector], SparseVector] = lambda upload: upload,
         keeps_local: bool = False,
         most_steps: int = 0,
+        after_step: Callable[[], None] = lambda: None,
     ) -> None:
         """Hold what a task needs; nothing runs yet. `as_sent` rounds as the wire does.
 
-        `fit` makes at most `most_steps` steps; 0: as many as the epochs have.
+        `fit` makes at most `most_steps` steps; 0: as many as the epochs have. `after_step` may stop the task by an
+        exception, which passes through the method.
 
         `keeps_local` is for simulations: it takes the memory of one more model.
         """
         self._manifest, self._runtime, self._examples = manifest, runtime, examples
         self._training, self._rng = training, rng
-        self.as_sent = as_sent
+        self.as_sent, self._after_step = as_sent, after_step
         self.num_steps = self.num_examples = 0  # Examples as often as they were seen.
         self._keeps_local, self._most_steps = keeps_local, most_steps
         self.local: SparseVector | None = (
@@ -157,6 +159,7 @@ class Trainer:
 
     def _check(self, loss: float) -> float:
         notify.beat()  # Once a step: a round may take longer than the watchdog waits.
+        self._after_step()
         if not np.isfinite(loss):
             raise ArtifactError(
                 f"the training loss is {loss}: lower the learning rate, or check the examples"

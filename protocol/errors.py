@@ -6,7 +6,8 @@
     |   |-- DataError            the examples: missing file, NaN, labels out of range
     |   |-- ArtifactError        an artifact folder: wrong digest, foreign version, no parity
     |   |-- RuntimeMissing       onnxruntime or the op library is not what was asked for
-    |   `-- OutOfMemory          a task's plan exceeds the device's budget
+    |   |-- OutOfMemory          a task's plan exceeds the device's budget
+    |   `-- OverBudget           a task takes more time or energy than the device allows
     |-- ProtocolError          the peer sent something it must not; logged, dropped, counted
     |   |-- MalformedMessage     cannot be decoded, or violates the schema
     |   |-- LimitExceeded        larger than was agreed or declared
@@ -14,7 +15,8 @@
     |   |-- UnknownMask          refers to a mask this side does not hold
     |   `-- NotAdmitted          nobody knows who said it: it counts against nobody
     |       |-- Replayed           it was said before
-    |       `-- Cloned             two devices say it with one key
+    |       |-- Cloned             two devices say it with one key
+    |       `-- Dismissed          the device is not let in, and may be told why
     `-- TransportError         the world: broker gone, refused, timed out
 
 A bug of ours is none of these: it is left to crash, with its traceback.
@@ -49,6 +51,10 @@ class OutOfMemory(UserError):
     """A task would take more memory than the device may give it."""
 
 
+class OverBudget(UserError):
+    """A task takes more time or energy than the device allows it."""
+
+
 class ProtocolError(SparsefleetError):
     """The peer violated the protocol."""
 
@@ -79,6 +85,15 @@ class Replayed(NotAdmitted):
 
 class Cloned(NotAdmitted):
     """Two devices that run at the same time have one key: a card was copied after its first start."""
+
+
+class Dismissed(NotAdmitted):
+    """The device has shown who it is, and is not let in. `session` is its own, so that it can be told."""
+
+    def __init__(self, reason: str, session: int) -> None:
+        """Say why."""
+        super().__init__(reason)
+        self.session = session
 
 
 class TransportError(SparsefleetError):

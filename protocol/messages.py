@@ -254,8 +254,27 @@ class Paired(Message, frozen=True, tag="paired"):
     proof: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
+class Dismissal(Message, frozen=True, tag="dismissal"):
+    """The coordinator does not let in the device that has just joined, and why."""
+
+    reason: Text
+
+
 AnyMessage = (
-    Join | Leave | Task | Want | Update | Refusal | Receipt | Cost | End | Hello | Signed | Pair | Paired
+    Join
+    | Leave
+    | Task
+    | Want
+    | Update
+    | Refusal
+    | Receipt
+    | Cost
+    | End
+    | Hello
+    | Signed
+    | Pair
+    | Paired
+    | Dismissal
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -35,7 +35,7 @@ class Rule:
 
 TABLE = {
     STATE: Rule("dev/{id}/state", CLIENT, retain=True),  # Join, Leave; the will
-    TASK: Rule("dev/{id}/task", COORDINATOR),  # Task, Receipt, End, Paired
+    TASK: Rule("dev/{id}/task", COORDINATOR),  # Task, Receipt, End, Paired, Dismissal
     UPDATE: Rule("dev/{id}/update", CLIENT),  # Update, Refusal, Cost, Pair
     WANT: Rule("dev/{id}/want", CLIENT),  # Want: chunks of what the coordinator offers
     FETCH: Rule("dev/{id}/fetch", COORDINATOR),  # Want: chunks of what the client offers

@@ -25,9 +25,11 @@ def broker() -> Iterator[EmbeddedBroker]:
         yield running
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [0, 1, 5], ids=["as often", "once more", "more often"])
-def test_copies_of_a_card_are_quarantined_within_two_rounds(more, broker, monkeypatch, tmp_path):
+def test_copies_of_a_card_are_quarantined_within_two_rounds(more, fault, broker, monkeypatch, tmp_path):
     """The copy was made after the first start, and was started as often as its original, or more often."""
+    row = fault(18)
     monkeypatch.setattr(service, "FAREWELL_S", 0.0)
     opened: list[mqtt.MqttTransport] = []
 
@@ -57,6 +59,7 @@ def test_copies_of_a_card_are_quarantined_within_two_rounds(more, broker, monkey
     finally:
         for transport in opened:
             transport.close()
+    row.trials = 1
     device = wire.registry.device("a")
     assert device is not None
     assert device.status == "quarantined"

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 
 from coordinator import offers
 from coordinator.experiment import CohortConfig, Experiment, InitialConfig, ScheduleConfig, WireConfig
 from coordinator.report import EVENTS, read_csv
 from coordinator.service import Progress
+from edge_client.config import ClientConfig
 from edge_client.kernels import library_path
+from edge_client.limits import LimitsConfig
 from export.export import export_model
+from protocol.artifact import MANIFEST, STEP
 from protocol.messages import Setting, Training
 from protocol.methods import METHODS
 from tests.controls import sum_of_controls
@@ -165,6 +172,38 @@ def test_a_client_with_nan_in_its_data_is_left_out_and_named(home, tmp_path):
     events = (tmp_path / "run" / EVENTS).read_text()
     assert "task-refused" in events
     assert "NaN" in events
+
+
+def refusals(out: Path) -> set[str]:
+    events = [json.loads(line) for line in (out / EVENTS).read_text().splitlines()]
+    return {event["reason"] for event in events if event["event"] == "task-refused"}
+
+
+def test_a_task_beyond_the_devices_own_limits_is_refused_and_said(home, tmp_path, monkeypatch):
+    limited = functools.partial(ClientConfig, limits=LimitsConfig(round_time_s=1e-9))
+    monkeypatch.setattr("tools.simulate.ClientConfig", limited)
+    simulate(experiment(home, DENSE, rounds=1), clients(home), tmp_path / "run")
+    (reason,) = {text.partition("; ")[2] for text in refusals(tmp_path / "run")}
+    assert reason == "this device allows limits.round_time_s = 1e-09"
+
+
+def test_a_graph_that_is_more_than_arithmetic_is_refused_and_said(home, tmp_path):
+    """Of a coordinator that was taken over: its manifest vouches for the graph."""
+    artifact = tmp_path / "artifact"
+    shutil.copytree(home / "artifact", artifact)
+    model = onnx.load(str(artifact / STEP))
+    body = onnx.helper.make_graph([], "body", [], [])
+    model.graph.node.append(onnx.helper.make_node("Loop", ["", ""], [], body=body))
+    (artifact / STEP).write_bytes(model.SerializeToString())
+    fields = json.loads((artifact / MANIFEST).read_text())
+    fields["files"][STEP] = {
+        "sha256": hashlib.sha256((artifact / STEP).read_bytes()).hexdigest(),
+        "size": (artifact / STEP).stat().st_size,
+    }
+    (artifact / MANIFEST).write_text(json.dumps(fields))
+    made = experiment(home, DENSE, rounds=1, artifact=str(artifact))
+    simulate(made, clients(home), tmp_path / "run")
+    assert refusals(tmp_path / "run") == {f"{STEP} is refused: a node has a graph of its own: control flow"}
 
 
 @pytest.mark.slow

@@ -161,7 +161,8 @@ def check_all_counted(wire: Wire, name: str, clients: list[Client], weights) -> 
     )
 
 
-def test_ten_thousand_recorded_messages_change_nothing_also_after_a_restart(tmp_path):
+def test_ten_thousand_recorded_messages_change_nothing_also_after_a_restart(fault, tmp_path):
+    row = fault(16)
     wire = Wire(tmp_path)
     coordinator, clients = wire.federation("first", 1, nothing)
     coordinator.run()
@@ -184,6 +185,7 @@ def test_ten_thousand_recorded_messages_change_nothing_also_after_a_restart(tmp_
     final = coordinator.run()
     assert replayed >= 10_000
     check_all_counted(wire, "second", clients, final.weights)
+    row.trials, row.lost, row.double = replayed, 0, 0  # The model says so: each update is in it once.
     turned = [event for event in wire.events("second") if event["event"] == "turned-away"]
     assert {event["client"] for event in turned} == set(CLIENTS)
     assert {event["reason"] for event in turned} <= {"said before"}
@@ -222,9 +224,9 @@ def update_of_nothing(task: Task) -> Update:
 
 @pytest.mark.parametrize("what", FORGED)
 @pytest.mark.parametrize("signs", [False, True], ids=["unsigned", "signed"])
-def test_a_device_that_speaks_as_another_harms_nobody(what, signs, tmp_path):
+def test_a_device_that_speaks_as_another_harms_nobody(what, signs, fault, tmp_path):
     """The access rules of the broker are off: only the coordinator is left to notice."""
-    wire = Wire(tmp_path)
+    wire, row = Wire(tmp_path), fault(17)
     forger = Trust(wire.keys["b"], 9)
 
     def forge(task: Task) -> None:
@@ -233,9 +235,11 @@ def test_a_device_that_speaks_as_another_harms_nobody(what, signs, tmp_path):
             payload = forger.seal(TOPICS.of(kind, "a", digest), decode(payload))
         for _ in range(5):
             wire.say(kind, "a", payload, digest)
+            row.trials += 1
 
     coordinator, clients = wire.federation("run", 1, forge)
     check_all_counted(wire, "run", clients, coordinator.run().weights)
+    row.lost = row.double = 0
 
 
 def test_a_chunk_of_a_stranger_is_fetched_again(tmp_path):
@@ -287,6 +291,25 @@ def test_a_revoked_client_is_sent_away_while_the_run_goes_on(tmp_path):
     rows = read_csv(tmp_path / "run" / "rounds.csv")
     assert [row["updates"] for row in rows[1:]] == ["2", "2"]
     assert [event["client"] for event in wire.events("run") if event["event"] == "client-sent-away"] == ["b"]
+
+
+def test_a_client_that_is_not_let_in_is_told_why(tmp_path, caplog):
+    wire = Wire(tmp_path)
+    wire.registry.put(Device("b", wire.keys["b"].public, "revoked", "stolen"))
+    wire.registry.forget("c")
+    coordinator, clients = wire.federation("run", 1, nothing)
+    command = Registry(tmp_path / "fleet.db")
+
+    def let_in() -> None:
+        for name in ("b", "c"):
+            command.put(Device(name, wire.keys[name].public))
+
+    timer = threading.Timer(0.5, let_in)
+    timer.start()
+    check_all_counted(wire, "run", clients, coordinator.run().weights)
+    said = [record.getMessage() for record in caplog.records if record.name == "edge_client.link"]
+    assert any("reason=revoked: stolen" in text for text in said)
+    assert any("not on the list. Pair it: sparsefleet fleet code" in text for text in said)
 
 
 def test_a_client_tells_a_new_coordinator_that_it_is_there(tmp_path):

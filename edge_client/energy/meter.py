@@ -127,6 +127,27 @@ class Meter:
             for measured, (_, closed) in zip(pooled, done, strict=True)
         ]
 
+    def spent_j(self) -> float | None:
+        """Return what is known so far of the joules since the last `take`; None without a source.
+
+        What waiting took is left out, and so is what no reading has told yet: it is never more than was spent.
+        """
+        if self.source.about.scope == "none":
+            return None
+        known = [measured.energy for measured, _ in self._done if measured.phase != IDLE]
+        if self._open is not None:
+            reading, now_s = self._read() if self.source.about.quantity != "power" else (None, self._clock())
+            with self._lock:
+                known.append(self._so_far(self._open, reading, now_s))
+        return sum(energy.energy_j for energy in known if energy is not None)
+
+    def _so_far(self, open_: _Open, reading: Reading | None, now_s: float) -> Energy | None:
+        if self.source.about.quantity == "power":
+            return open_.window.energy(now_s)
+        if open_.before is None or reading is None:
+            return None
+        return counted(open_.before, reading, now_s - open_.begin_s, self.source.about.accuracy)
+
     def measure_idle(self, duration_s: float, sleep: Callable[[float], None] = time.sleep) -> Idle | None:
         """Measure what the waiting board draws, to be subtracted from each phase from now on.
 
@@ -190,13 +211,12 @@ class Meter:
             self._open = None
             self._attribute(open_, reading, end_s)
         duration_s = end_s - open_.begin_s
-        energy: Energy | None = None
         coverage = 0.0
+        energy = self._so_far(open_, reading, end_s)
         if self.source.about.quantity == "power":
-            energy, coverage = open_.window.energy(end_s), open_.window.coverage(end_s)
-        elif open_.before is not None and reading is not None:
-            energy = counted(open_.before, reading, duration_s, self.source.about.accuracy)
-            coverage = 0.0 if energy is None else 1.0
+            coverage = open_.window.coverage(end_s)
+        elif energy is not None:
+            coverage = 1.0
         seen = self._conditions.end(end_s) if self._conditions is not None else Seen()
         peak_w = open_.window.peak_w if open_.window.num_samples else None
         meter_cpu_s = open_.meter_cpu_s + time.thread_time() - begin_s

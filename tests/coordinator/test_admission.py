@@ -11,9 +11,9 @@ import pytest
 from coordinator.admission import COPIED, Admission
 from coordinator.registry import REVOKED, Device, Registry
 from edge_client.trust import Trust
-from protocol.errors import MalformedMessage, NotAdmitted, ProtocolError, Replayed
+from protocol.errors import Dismissed, MalformedMessage, NotAdmitted, ProtocolError, Replayed
 from protocol.identity import Key
-from protocol.messages import End, Join, Leave, Refusal, Signed, Want, decode, encode
+from protocol.messages import Dismissal, End, Join, Leave, Refusal, Signed, Want, decode, encode
 from protocol.signed import Sealer, covered
 from protocol.topics import STATE, TASK, UPDATE, WANT, Topics
 from protocol.transport import Packet
@@ -76,9 +76,12 @@ def test_nobody_is_believed_in_anothers_name():
 def test_strangers_are_turned_away_unless_guests_are_allowed():
     admission, stranger = door(), Sealer(Key.generate(), 1)
     hello = join("c", public=stranger.key.public)
-    for payload in (encode(hello), seal(stranger, hello, STATE, "c")):
-        with pytest.raises(NotAdmitted, match="sparsefleet fleet code"):
-            say(admission, payload, STATE, "c")
+    with pytest.raises(NotAdmitted, match="sparsefleet fleet code"):
+        say(admission, encode(hello), STATE, "c")
+    with pytest.raises(Dismissed, match="sparsefleet fleet code"):
+        say(admission, seal(stranger, hello, STATE, "c"), STATE, "c")
+    with pytest.raises(NotAdmitted, match="not on the list"):
+        say(admission, seal(stranger, refusal("c"), client_id="c"), client_id="c")
     assert not admission.is_welcome("c")
     generous = door(guests=Registry())
     assert say(generous, seal(stranger, hello, STATE, "c"), STATE, "c") == hello
@@ -106,8 +109,14 @@ def test_a_revoked_device_is_out_at_once():
     say(admission, seal(sealer, refusal()))
     admission.listed.put(Device("a", KEYS["a"].public, REVOKED, "stolen"))
     assert not admission.is_welcome("a")
-    with pytest.raises(NotAdmitted, match="revoked: stolen"):
+    with pytest.raises(Dismissed, match="revoked: stolen") as info:
         say(admission, seal(sealer, refusal()))
+    # It is told, and only who holds its key: anybody can say that he is revoked.
+    device, topic = trust(1), LAB.of(TASK, "a")
+    assert device.open(topic, admission.dismissal(topic, info.value)) == Dismissal("revoked: stolen")
+    with pytest.raises(NotAdmitted) as forged:
+        say(admission, seal(Sealer(KEYS["b"], 1), refusal()))
+    assert not isinstance(forged.value, Dismissed)
 
 
 def test_rubbish_inside_a_good_signature_counts_against_its_author():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import msgspec
+
 from coordinator.fleet import Fleet
 from protocol.messages import Join, Leave
 
@@ -23,6 +25,14 @@ def test_the_will_of_an_earlier_start_is_stale():
     assert fleet.leave(Leave("a", 2))
     assert "a" not in fleet.present
     assert not fleet.leave(Leave("a", 2))
+
+
+def test_the_will_of_an_earlier_connection_is_stale():
+    fleet = Fleet()
+    fleet.join(msgspec.structs.replace(join(1), connection=2))
+    assert not fleet.leave(Leave("a", 1, 1))
+    assert "a" in fleet.present
+    assert fleet.leave(Leave("a", 1, 2))
 
 
 def test_a_join_of_an_earlier_start_is_stale():

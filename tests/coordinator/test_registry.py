@@ -68,6 +68,17 @@ def test_only_the_last_sessions_are_kept():
     assert [one.number for one in registry.sessions("a")] == list(range(99, 99 - KEPT_SESSIONS, -1))
 
 
+def test_a_code_is_used_up_even_if_two_come_at_once(tmp_path):
+    """Both have read that it can still be used."""
+    one, other = Registry(tmp_path / "lab.db"), Registry(tmp_path / "lab.db")
+    one.add_code("code", 1, ACCEPTED)
+    assert one.codes() == other.codes() == {"code": (1, ACCEPTED)}
+    assert one.pair(Device("a", b"\1" * 32, code="code"))
+    assert not other.pair(Device("b", b"\2" * 32, code="code"))
+    assert [device.client_id for device in other.devices()] == ["a"]
+    assert other.codes() == {}
+
+
 def test_another_process_is_noticed(tmp_path):
     running, command = Registry(tmp_path / "lab.db"), Registry(tmp_path / "lab.db")
     running.was_edited()

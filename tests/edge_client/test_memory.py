@@ -23,7 +23,7 @@ import numpy as np
 from device_profiles.memory import peak_rss_bytes
 from edge_client import daemon  # All that a client loads.
 from edge_client.kernels import library_path
-from edge_client.runtime import PORTABLE, open_runtime
+from edge_client.runtime import PORTABLE, onnxruntime, open_runtime
 from edge_client.session import Trainer
 from edge_client.trust import Trust
 from protocol import artifact as artifacts
@@ -36,6 +36,7 @@ folder, batch, density = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 manifest = artifacts.parse((folder / artifacts.MANIFEST).read_bytes())
 rng = np.random.default_rng(0)
 Trust.at(Path(sys.argv[4]), 1)
+onnxruntime()  # Imported when it is first needed.
 before = peak_rss_bytes()
 runtime = open_runtime(PORTABLE, manifest, folder, library_path(), threads=1)
 stored = []

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 
-from protocol import artifact, blobs, codec, messages
+from protocol import artifact, blobs, codec, graphs, messages
 from protocol.errors import ArtifactError, ProtocolError
 from protocol.layout import DENSE, PRUNABLE, Layout
 from protocol.sparse import Mask, SparseVector
@@ -86,6 +87,16 @@ def _chunk(index: int) -> bytes:
     return blobs.pack_chunk(index, BLOB[index * blobs.CHUNK_BYTES : (index + 1) * blobs.CHUNK_BYTES])
 
 
+def _graph() -> bytes:
+    """One node, one constant."""
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2])
+    w = onnx.numpy_helper.from_array(np.ones(2, np.float32), "w")
+    node = onnx.helper.make_node("Mul", ["x", "w"], ["y"])
+    return onnx.helper.make_model(
+        onnx.helper.make_graph([node], "g", [x], [x], initializer=[w])
+    ).SerializeToString()
+
+
 DECODERS = {
     "messages": Decoder(messages.decode, (ProtocolError,), golden("messages_*.bin")),
     "body": Decoder(decode_body, (ProtocolError,), golden("codec_v*.bin")),
@@ -95,6 +106,7 @@ DECODERS = {
         artifact.parse, (ArtifactError,), (MANIFEST, json.dumps(json.loads(MANIFEST)).encode())
     ),
     "mask file": Decoder(read_origin, (ArtifactError,), (np.arange(SIZE, dtype="<i4").tobytes(),)),
+    "graph": Decoder(lambda data: graphs.check_graph("x", data), (ArtifactError,), (_graph(),)),
     "weights": Decoder(
         lambda data: artifact.weights(data, artifact.parse(MANIFEST).layout),
         (ArtifactError,),

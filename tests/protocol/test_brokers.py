@@ -139,6 +139,17 @@ def test_the_will_of_a_killed_client_is_published_and_retained(broker):
     until(lambda: retained(broker) == b"gone")
 
 
+@everywhere
+def test_a_will_is_made_for_each_connection(broker):
+    device = broker.connect("pi-1", Will(STATE, lambda nth: str(nth).encode()))
+    broker.restart()
+    until(lambda: device.connections == 2)
+    coordinator = broker.connect("coord")
+    coordinator.subscribe(STATE)
+    device.kill()
+    assert next_packet(coordinator) == Packet(STATE, b"2")
+
+
 def retained(broker) -> bytes | None:
     late = broker.connect("coord")
     late.subscribe(STATE)

@@ -11,6 +11,7 @@ from protocol.messages import (
     MAX_MESSAGE_BYTES,
     BlobRef,
     Cost,
+    Dismissal,
     End,
     Hello,
     Join,
@@ -126,6 +127,7 @@ MESSAGES: dict[str, Message] = {
     "hello_keyed": Hello(True, 5, bytes(range(32))),
     "pair": Pair("pi-1", bytes(range(32)), bytes(range(1, 33)), bytes(range(16)), bytes(range(2, 34))),
     "paired": Paired(bytes(range(16)), bytes(range(2, 34))),
+    "dismissal": Dismissal("revoked: stolen"),
     "signed": Signed(3, 9, 1, b"\x81\xa4type\xa3end", bytes(range(64))),
     "signed_boot": Signed(3, 9, 1, b"\x81\xa4type\xa3end", bytes(range(64)), bytes(range(8))),
 }
