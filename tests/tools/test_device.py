@@ -131,6 +131,15 @@ def test_systems_without_wheels_are_refused_with_the_way_out(python, machine, wo
         environment.check_machine(python, machine)
 
 
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_a_disk_that_takes_nothing_is_a_reason_not_a_traceback(is_copy, tmp_path):
+    wheels = [tmp_path / name for name in ("pip-1-py3-none-any.whl", "sparsefleet-1-py3-none-any.whl")]
+    (tmp_path / "full").touch()  # A file where the folder should be: also root cannot write there.
+    (tmp_path / "base").mkdir()
+    with pytest.raises(InstallFailed, match="cannot be made"):
+        environment.make(tmp_path / "full" / "a", wheels, tmp_path / "base" if is_copy else None)
+
+
 def install(tree: Path, house: Path, broker: str, data: Path, *more: str) -> int:
     command = ["device", "install", "--root", str(tree), "--wheels", str(house), "--broker", broker]
     return main([*command, "--client-id", "pi-07", "--data", str(data), *more])
@@ -148,7 +157,7 @@ def test_a_tree_gets_everything_with_the_right_modes_and_gives_it_back(
 ):
     monkeypatch.setenv("SPARSEFLEET_PASSWORD", "secret-1")
     for _ in range(2):  # Twice is as good as once.
-        assert install(tree, house, "mqtt://laptop.local:1883", data) == 0
+        assert install(tree, house, "mqtts://laptop.local:8883", data) == 0
     layout = Layout(tree)
     modes = {
         "etc/sparsefleet": 0o750,
@@ -214,7 +223,7 @@ def test_it_installs_from_its_wheel_with_the_standard_library_alone(tree, house,
         "--wheels",
         str(house),
     ]
-    command += ["--broker", "mqtt://laptop.local:1883", "--client-id", "pi-07", "--data", str(data)]
+    command += ["--broker", "mqtts://laptop.local:8883", "--client-id", "pi-07", "--data", str(data)]
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ours(house))}
     done = subprocess.run(command, cwd="/", env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -235,7 +244,7 @@ def installed(house, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("installed")
     np.savez(folder / "examples.npz", x=np.zeros((5, 1, 8, 8), np.float32), y=np.zeros(5, np.int64))
     root = bare(folder / "root")
-    assert install(root, house, "mqtt://nowhere", folder / "examples.npz", "--fleet", "lab") == 0
+    assert install(root, house, "mqtt://127.0.0.1:1", folder / "examples.npz", "--fleet", "lab") == 0
     return root
 
 
@@ -250,7 +259,9 @@ def service(device, tmp_path, embedded_broker, monkeypatch) -> Iterator[Supervis
     """A client that was installed, runs under the supervisor and has joined."""
     config = device / "etc/sparsefleet/client.toml"
     text = (
-        config.read_text().replace("/var/", f"{device}/var/").replace("mqtt://nowhere", embedded_broker.url)
+        config.read_text()
+        .replace("/var/", f"{device}/var/")
+        .replace("mqtt://127.0.0.1:1", embedded_broker.url)
     )
     password = f'username = "device"\npassword = "{USERS["device"]}"'
     config.write_text(text.replace('username = "device"', password) + dumps({"meter": {"idle_s": 0.1}}))
