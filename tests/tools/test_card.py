@@ -84,7 +84,7 @@ def test_a_dry_run_without_anything_shows_all_and_writes_nothing(board, tmp_path
     assert report["python"] == SYSTEMS[OF_BOARD[board][0]].target.python
     (client,) = [file for file in report["files"] if file["path"].endswith("client.toml")]
     assert f'client_id = "{board}"' in client["text"]
-    assert ".local:1883" in client["text"]
+    assert ".local:8883" in client["text"]
     assert any("no examples" in note for note in report["notes"])
 
 
@@ -108,7 +108,8 @@ def test_the_card_says_which_system_it_holds(files, arguments, expected, tmp_pat
         ({"issue_txt": BOOKWORM}, ("--os", "trixie"), "holds Raspberry Pi OS 12"),
         ({"issue_txt": BOOKWORM.replace("2025", "2022")}, (), "flash a newer one"),
         ({"user_data": ""}, (), "--os ubuntu-24.04"),
-        ({}, ("--broker", "mqtts://x"), "needs --ca"),
+        ({}, ("--broker", "mqtts://x"), "sparsefleet broker init"),
+        ({}, ("--broker", "mqtt://x"), "plaintext"),
         ({}, ("--name", "Edge_7"), "a host name has"),
         ({}, ("--user", "root"), "a user has"),
         ({}, ("--wifi", "net", "--wifi-country", "Germany"), "two capitals"),
@@ -117,7 +118,10 @@ def test_the_card_says_which_system_it_holds(files, arguments, expected, tmp_pat
         ({}, ("--password-hash", "plain"), "no crypt"),
     ],
 )
-def test_what_a_board_would_stumble_over_is_refused_here(files, arguments, words, tmp_path, capsys):
+def test_what_a_board_would_stumble_over_is_refused_here(
+    files, arguments, words, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("SPARSEFLEET_HOME", str(tmp_path / "coordinator"))
     card = boot_partition(tmp_path / "card", **files)
     before = sorted(path.name for path in card.iterdir())
     assert main(["card", "--board", "rpi5", "--out", str(card), *arguments]) == 2

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -41,7 +42,9 @@ def repacked(wheel: Path, folder: Path, version: str, changes: dict[str, Callabl
         for entry in source.infolist():
             data = source.read(entry)
             if entry.filename in changes:
-                data = changes[entry.filename](data.decode()).encode()
+                changed = changes[entry.filename](data.decode()).encode()
+                assert changed != data, f"{entry.filename} no longer has what was to be changed"
+                data = changed
             if entry.filename.endswith("/METADATA"):
                 data = data.replace(f"Version: {old}".encode(), f"Version: {version}".encode(), 1)
             if entry.filename.endswith("/RECORD"):
@@ -64,7 +67,11 @@ def house(tmp_path_factory) -> Path:
 @pytest.fixture
 def tree(tmp_path) -> Path:
     """The part of a root file system that an installation touches."""
-    root = tmp_path / "root"
+    return bare(tmp_path / "root")
+
+
+def bare(root: Path) -> Path:
+    """Make it."""
     (root / "etc").mkdir(parents=True)
     (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
     (root / "etc/group").write_text("root:x:0:\nvideo:x:44:\ni2c:x:998:\n")
@@ -124,6 +131,15 @@ def test_systems_without_wheels_are_refused_with_the_way_out(python, machine, wo
         environment.check_machine(python, machine)
 
 
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_a_disk_that_takes_nothing_is_a_reason_not_a_traceback(is_copy, tmp_path):
+    wheels = [tmp_path / name for name in ("pip-1-py3-none-any.whl", "sparsefleet-1-py3-none-any.whl")]
+    (tmp_path / "full").touch()  # A file where the folder should be: also root cannot write there.
+    (tmp_path / "base").mkdir()
+    with pytest.raises(InstallFailed, match="cannot be made"):
+        environment.make(tmp_path / "full" / "a", wheels, tmp_path / "base" if is_copy else None)
+
+
 def install(tree: Path, house: Path, broker: str, data: Path, *more: str) -> int:
     command = ["device", "install", "--root", str(tree), "--wheels", str(house), "--broker", broker]
     return main([*command, "--client-id", "pi-07", "--data", str(data), *more])
@@ -141,7 +157,7 @@ def test_a_tree_gets_everything_with_the_right_modes_and_gives_it_back(
 ):
     monkeypatch.setenv("SPARSEFLEET_PASSWORD", "secret-1")
     for _ in range(2):  # Twice is as good as once.
-        assert install(tree, house, "mqtt://laptop.local:1883", data) == 0
+        assert install(tree, house, "mqtts://laptop.local:8883", data) == 0
     layout = Layout(tree)
     modes = {
         "etc/sparsefleet": 0o750,
@@ -172,6 +188,12 @@ def test_a_tree_gets_everything_with_the_right_modes_and_gives_it_back(
     assert done.returncode == 0, done.stderr
     unknown = [line for line in done.stderr.splitlines() if unit.name in line and "RestartSteps" not in line]
     assert [line for line in unknown if "RestartMaxDelaySec" not in line] == []
+    # The commands of a board, in what a board has: no extra but `device`.
+    for command in (["energy", "sources"], ["doctor", "--json"], ["device", "--help"], ["card", "--help"]):
+        words = [layout.python("a"), "-I", "-m", "tools.cli", *command]
+        done = subprocess.run(words, cwd="/", capture_output=True, text=True)
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.stdout
     capsys.readouterr()
     assert main(["device", "status", "--root", str(tree), "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
@@ -201,7 +223,7 @@ def test_it_installs_from_its_wheel_with_the_standard_library_alone(tree, house,
         "--wheels",
         str(house),
     ]
-    command += ["--broker", "mqtt://laptop.local:1883", "--client-id", "pi-07", "--data", str(data)]
+    command += ["--broker", "mqtts://laptop.local:8883", "--client-id", "pi-07", "--data", str(data)]
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ours(house))}
     done = subprocess.run(command, cwd="/", env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -216,14 +238,34 @@ def test_a_configuration_that_the_client_would_refuse_is_refused_now(tree, house
     assert "did you mean broker.url" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def installed(house, tmp_path_factory) -> Path:
+    """A tree with the client, of which copies are made as of a card: nothing in it names its own path."""
+    folder = tmp_path_factory.mktemp("installed")
+    np.savez(folder / "examples.npz", x=np.zeros((5, 1, 8, 8), np.float32), y=np.zeros(5, np.int64))
+    root = bare(folder / "root")
+    assert install(root, house, "mqtt://127.0.0.1:1", folder / "examples.npz", "--fleet", "lab") == 0
+    return root
+
+
 @pytest.fixture
-def service(tree, house, data, tmp_path, embedded_broker, monkeypatch) -> Iterator[Supervisor]:
+def device(installed, tmp_path) -> Path:
+    shutil.copytree(installed, tmp_path / "root", symlinks=True)
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def service(device, tmp_path, embedded_broker, monkeypatch) -> Iterator[Supervisor]:
     """A client that was installed, runs under the supervisor and has joined."""
-    monkeypatch.setenv("SPARSEFLEET_PASSWORD", USERS["device"])
-    assert install(tree, house, embedded_broker.url, data, "--fleet", "lab") == 0
-    config = tree / "etc/sparsefleet/client.toml"
-    config.write_text(config.read_text().replace("/var/", f"{tree}/var/") + dumps({"meter": {"idle_s": 0.1}}))
-    with Supervisor(Layout(tree).unit, tree, tmp_path / "supervisor") as supervisor:
+    config = device / "etc/sparsefleet/client.toml"
+    text = (
+        config.read_text()
+        .replace("/var/", f"{device}/var/")
+        .replace("mqtt://127.0.0.1:1", embedded_broker.url)
+    )
+    password = f'username = "device"\npassword = "{USERS["device"]}"'
+    config.write_text(text.replace('username = "device"', password) + dumps({"meter": {"idle_s": 0.1}}))
+    with Supervisor(Layout(device).unit, device, tmp_path / "supervisor") as supervisor:
         monkeypatch.setenv("PATH", supervisor.path)
         assert supervisor.answer("start") == ""
         await_status(supervisor, "joined")
@@ -251,41 +293,41 @@ CRASHES = {
 
 
 @pytest.mark.slow
-def test_a_good_update_runs_and_keeps_the_way_back(service, tree, house, tmp_path, capsys):
-    assert update(tree, repacked(ours(house), tmp_path, "9.0.0", {})) == 0
-    layout = Layout(tree)
+def test_a_good_update_runs_and_keeps_the_way_back(service, device, house, tmp_path, capsys):
+    assert update(device, repacked(ours(house), tmp_path, "9.0.0", {})) == 0
+    layout = Layout(device)
     assert layout.current == "b"
     assert not layout.trial.exists()
     assert "joined" in service.answer("show")
     capsys.readouterr()
-    main(["device", "status", "--root", str(tree), "--json"])
+    main(["device", "status", "--root", str(device), "--json"])
     assert json.loads(capsys.readouterr().out)["versions"]["b"] == "9.0.0"
-    assert update(tree, ours(house)) == 0  # And to an older one, into the environment that is spare now.
+    assert update(device, ours(house)) == 0  # And to an older one, into the environment that is spare now.
     assert layout.current == "a"
 
 
 @pytest.mark.slow
 def test_an_update_that_crashes_at_start_is_undone_within_a_minute(
-    service, tree, house, tmp_path, capsys, fault
+    service, device, house, tmp_path, capsys, fault
 ):
     row, begin_s = fault(31), time.monotonic()
     row.trials = 1
-    assert update(tree, repacked(ours(house), tmp_path, "9.0.0", CRASHES)) == 2
+    assert update(device, repacked(ours(house), tmp_path, "9.0.0", CRASHES)) == 2
     await_status(service, "joined")
     row.recovered(time.monotonic() - begin_s)
     assert time.monotonic() - begin_s < 60
-    assert Layout(tree).current == "a"
+    assert Layout(device).current == "a"
     assert "exit 3" in [event for _, event in service.events]
     assert "Environment a runs again" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_the_guard_undoes_it_when_nobody_is_there(service, tree, house, tmp_path, fault):
+def test_the_guard_undoes_it_when_nobody_is_there(service, device, house, tmp_path, fault):
     """The connection is lost: the updating process is killed once the new client was started."""
     row = fault(31)
     row.trials = 1
     wheel = repacked(ours(house), tmp_path, "9.0.0", CRASHES)
-    command = [sys.executable, "-m", "tools.cli", "device", "update", str(wheel), "--root", str(tree)]
+    command = [sys.executable, "-m", "tools.cli", "device", "update", str(wheel), "--root", str(device)]
     updating = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     while not any(event == "exit 3" for _, event in service.events):
         assert updating.poll() is None
@@ -295,7 +337,7 @@ def test_the_guard_undoes_it_when_nobody_is_there(service, tree, house, tmp_path
     begin_s = time.monotonic()
     row.recovered(await_status(service, "joined"))
     assert time.monotonic() - begin_s < 60
-    layout = Layout(tree)
+    layout = Layout(device)
     assert layout.current == "a"
     assert not layout.trial.exists()
     assert [event for _, event in service.events].count("exit 3") == 2
@@ -303,20 +345,20 @@ def test_the_guard_undoes_it_when_nobody_is_there(service, tree, house, tmp_path
 
 
 @pytest.mark.slow
-def test_an_update_that_does_not_join_is_undone(service, tree, house, tmp_path, capsys):
-    port = "self._port = _parse_url(url)"
-    elsewhere = {"protocol/mqtt.py": lambda text: text.replace(port, f"{port}[:2] + (1,)  #")}
-    assert update(tree, repacked(ours(house), tmp_path, "9.0.0", elsewhere), "--healthy-s", "8") == 2
+def test_an_update_that_does_not_join_is_undone(service, device, house, tmp_path, capsys):
+    port = "self._client.connect(self._host, self._port"
+    elsewhere = {"protocol/mqtt.py": lambda text: text.replace(port, "self._client.connect(self._host, 1")}
+    assert update(device, repacked(ours(house), tmp_path, "9.0.0", elsewhere), "--healthy-s", "8") == 2
     assert "not joined after 8 s" in capsys.readouterr().err
     await_status(service, "joined")
-    assert Layout(tree).current == "a"
+    assert Layout(device).current == "a"
 
 
 @pytest.mark.slow
-def test_an_update_that_does_not_even_import_changes_nothing(service, tree, house, tmp_path, capsys):
+def test_an_update_that_does_not_even_import_changes_nothing(service, device, house, tmp_path, capsys):
     broken = {"edge_client/link.py": lambda text: text + "\nimport nothing_of_this_name\n"}
     starts = len(service.events)
-    assert update(tree, repacked(ours(house), tmp_path, "9.0.0", broken)) == 2
+    assert update(device, repacked(ours(house), tmp_path, "9.0.0", broken)) == 2
     assert "nothing_of_this_name" in capsys.readouterr().err
-    assert Layout(tree).current == "a"
+    assert Layout(device).current == "a"
     assert len(service.events) == starts

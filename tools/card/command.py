@@ -14,6 +14,7 @@ from pathlib import Path
 
 from protocol.errors import ConfigError
 from protocol.examples import count
+from protocol.tls import demand
 from tools import wheelhouse
 from tools.card import cloud_init, firstrun, imager, jetson
 from tools.card.payload import File
@@ -34,8 +35,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--os", default="auto", choices=["auto", *SYSTEMS], help="default: what the card says"
     )
     parser.add_argument("--name", help="host name and client id; default: the board's")
-    parser.add_argument("--broker", metavar="URL", help="default: mqtt://THIS-HOST.local:1883, found by mDNS")
-    parser.add_argument("--ca", type=Path, metavar="PEM", help="certificate authority of an mqtts:// broker")
+    parser.add_argument(
+        "--broker", metavar="URL", help="default: mqtts://THIS-HOST.local:8883, found by mDNS"
+    )
+    parser.add_argument(
+        "--ca",
+        type=Path,
+        metavar="PEM",
+        help="the broker's authority; default: that of `sparsefleet broker init`",
+    )
+    parser.add_argument("--plaintext", action="store_true", help="allow mqtt:// to another machine")
     parser.add_argument("--fleet", default="fleet")
     parser.add_argument("--username", default="device", help="the broker's; password in SPARSEFLEET_PASSWORD")
     parser.add_argument("--data", type=Path, metavar="FILE", help="the board's examples")
@@ -178,23 +187,20 @@ def write(files: Sequence[File], card: Path) -> None:
 
 def _settings(options: argparse.Namespace, system: System) -> tuple[Settings, list[str]]:
     """Return what the flags and the environment say, and what the person should know of it."""
+    from coordinator.admission import default_home  # A board has this file, but not what it imports.
+
     name = options.name or options.board
-    broker = options.broker or f"mqtt://{socket.gethostname().partition('.')[0]}.local:1883"
+    broker = options.broker or f"mqtts://{socket.gethostname().partition('.')[0]}.local:8883"
     code, secret = os.environ.get("SPARSEFLEET_PAIRING_CODE", ""), os.environ.get("SPARSEFLEET_PASSWORD", "")
-    has_ca = options.ca is not None
-    for path in (
-        *options.ssh_key,
-        *([options.ca] if has_ca else []),
-        *([options.data] if options.data else []),
-    ):
+    demand(broker, options.plaintext)
+    own_ca = default_home() / "ca" / "ca.pem"
+    needs_ca = broker.startswith("mqtts://")
+    ca = options.ca or (own_ca if needs_ca and own_ca.is_file() else None)
+    for path in (*options.ssh_key, *(one for one in (ca, options.data) if one is not None)):
         if not path.is_file():
             raise ConfigError(f"{path} is not there")
     if options.data is not None:
         count(options.data)
-    if broker.startswith("mqtts://") and not has_ca:
-        raise ConfigError(
-            "an mqtts:// broker needs --ca FILE: the certificate authority that the board shall believe"
-        )
     password = os.environ.get("SPARSEFLEET_USER_PASSWORD", "")
     network: Wifi | None = None
     if options.wifi is not None:
@@ -202,13 +208,15 @@ def _settings(options: argparse.Namespace, system: System) -> tuple[Settings, li
     hashed = options.password_hash or (password_hash(password) if password else "")
     settings = Settings(
         name=name,
-        client=client_file(name, broker, options.fleet, options.username, secret, has_ca, code),
+        client=client_file(
+            name, broker, options.fleet, options.username, secret, ca is not None, code, options.plaintext
+        ),
         user=options.user,
         password_hash=hashed,
         ssh_keys=tuple(path.read_text().strip() for path in options.ssh_key),
         wifi=network,
         timezone=options.timezone,
-        ca=options.ca.read_bytes() if has_ca else None,
+        ca=None if ca is None else ca.read_bytes(),
         data=options.data,
         secrets=tuple(
             form
@@ -218,6 +226,10 @@ def _settings(options: argparse.Namespace, system: System) -> tuple[Settings, li
         ),
         instance=f"sparsefleet-{name}-{secrets.token_hex(4)}",
     )
+    if needs_ca and ca is None and not options.dry_run:
+        raise ConfigError(
+            f"{own_ca} is not there yet: sparsefleet broker init makes it; --ca FILE is that of another broker"
+        )
     notes = []
     sets_up = system.way != "ssh" and not options.keep
     if not settings.ssh_keys and not settings.password_hash and sets_up:
@@ -226,8 +238,12 @@ def _settings(options: argparse.Namespace, system: System) -> tuple[Settings, li
         notes.append("no examples: the client waits until you copy them to /var/lib/sparsefleet/data.npz")
     if network is None and sets_up:
         notes.append("no Wi-Fi: the board needs a cable")
-    if broker.startswith("mqtt://"):
-        notes.append("the broker is not encrypted (mqtt://): only on a network that you trust")
+    if needs_ca and ca is None:
+        notes.append("no certificate authority yet: sparsefleet broker init")
+    if not code:
+        notes.append(
+            "no pairing code: the coordinator lets no stranger in without one (sparsefleet fleet code)"
+        )
     if secret or code or options.data is not None:
         notes.append("the card holds secrets until its first boot has removed them: keep it")
     return settings, notes

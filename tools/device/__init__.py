@@ -2,5 +2,5 @@
 
 Standard library only, so that it runs from a wheel before anything is installed:
 
-    sudo env PYTHONPATH=wheels/sparsefleet-....whl python3 -m tools.device install --wheels wheels --broker mqtt://laptop.local
+    sudo env PYTHONPATH=wheels/sparsefleet-....whl python3 -m tools.device install --wheels wheels --config client.toml
 """

@@ -15,6 +15,7 @@ def client_file(
     password: str = "",
     has_ca: bool = False,
     pairing_code: str = "",
+    plaintext: bool = False,
 ) -> bytes:
     """Return its text; what is empty is left out, so that the client's defaults hold."""
     broker = {
@@ -23,6 +24,7 @@ def client_file(
         "username": username,
         "password": password,
         "ca": CA if has_ca else "",
+        "plaintext": plaintext,
     }
     table: dict[str, object] = {
         "client_id": client_id,

@@ -37,6 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     install.add_argument("--fleet", default="fleet")
     install.add_argument("--username", default="device", help="the password is in SPARSEFLEET_PASSWORD")
     install.add_argument("--ca", type=Path, metavar="PEM", help="certificate authority of the broker")
+    install.add_argument("--plaintext", action="store_true", help="allow mqtt:// to another machine")
     install.add_argument("--data", type=Path, metavar="FILE", help="the examples, which are copied")
     install.add_argument("--cpu-quota", type=int, metavar="PERCENT", help="ceiling; 100 is one core")
     install.add_argument("--no-start", action="store_true", help="from the next boot on")
@@ -165,6 +166,7 @@ def _config(options: argparse.Namespace) -> bytes | None:
         os.environ.get("SPARSEFLEET_PASSWORD", ""),
         options.ca is not None,
         os.environ.get("SPARSEFLEET_PAIRING_CODE", ""),
+        options.plaintext,
     )
 
 

@@ -66,7 +66,7 @@ def make(folder: Path, wheels: Sequence[Path], base: Path | None = None) -> None
     """Make the environment anew from these wheels, of which one is pip's; on top of a copy of `base` if given.
 
     Raises:
-        InstallFailed: pip's is missing, or pip refuses; its words are in the text.
+        InstallFailed: pip's is missing, the disk is full or read-only, or pip refuses; its words are in the text.
     """
     pip = [path for path in wheels if path.name.startswith("pip-")]
     ours = [path for path in wheels if path.name.startswith("sparsefleet-")]
@@ -75,10 +75,13 @@ def make(folder: Path, wheels: Sequence[Path], base: Path | None = None) -> None
             f"the wheelhouse needs pip's wheel and one of sparsefleet; it has {len(pip)} and {len(ours)}"
         )
     shutil.rmtree(folder, ignore_errors=True)
-    if base is None:
-        venv.EnvBuilder(symlinks=True).create(folder)
-    else:  # Nothing in it names its own path but scripts, which nobody calls.
-        shutil.copytree(base, folder, symlinks=True)
+    try:
+        if base is None:
+            venv.EnvBuilder(symlinks=True).create(folder)
+        else:  # Nothing in it names its own path but scripts, which nobody calls.
+            shutil.copytree(base, folder, symlinks=True)
+    except (OSError, shutil.Error) as error:
+        raise InstallFailed(f"{folder} cannot be made: {error}; an environment takes 150 MB") from error
     command = [folder / "bin" / "python", pip[0] / "pip", "--disable-pip-version-check", "install", "--quiet"]
     command += [
         "--no-index",

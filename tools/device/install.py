@@ -19,7 +19,8 @@ from tools.device.layout import GROUPS, HOME, UNIT, USER, Layout
 
 COMMAND = f'#!/bin/sh\nexec {HOME}/current/bin/python -I -m tools.cli "$@"\n'
 CHECK_CONFIG = (
-    "import sys; from pathlib import Path; from edge_client import config; config.read(Path(sys.argv[1]))"
+    "import sys; from pathlib import Path; from edge_client import config; from protocol.tls import demand; "
+    "broker = config.read(Path(sys.argv[1])).broker; demand(broker.url, broker.plaintext)"
 )
 
 
