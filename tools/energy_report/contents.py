@@ -69,6 +69,10 @@ PHASES = {
     "power_mean_w": "W, mean",
     "received_bytes": "bytes received",
     "sent_bytes": "bytes sent",
+    "disk_read_bytes": "from disk",
+    "disk_written_bytes": "to disk",
+    "net_received_bytes": "network in, machine",
+    "net_sent_bytes": "out",
     "kind": "what it is",
 }
 STEPS = {

@@ -21,6 +21,7 @@ from tools.energy_report.words import kind_of, the_one
 Row = dict[str, Any]
 MEGABYTE = 1e6
 TRAIN, UPLOAD = "train", "upload"
+TRAFFIC = ("disk_read_bytes", "disk_written_bytes", "net_received_bytes", "net_sent_bytes")
 
 
 def run_folders(path: Path) -> list[Path]:
@@ -138,6 +139,7 @@ class Run:
                 sorted({flag for row in rows for flag in row.throttling.split(",") if flag})
             ),
             "pooled_s": sum(row.duration_s for row in rows if row.pooled),
+            "warnings": "; ".join(sorted({row.energy_warning for row in rows if row.energy_warning})),
             "meter_cpu_share": mean((share(row.meter_cpu_s, row.duration_s), row.duration_s) for row in rows),
         }
 
@@ -167,6 +169,7 @@ class Run:
             "power_mean_w": energy_j / seconds if energy_j is not None and seconds else None,
             "received_bytes": sum(row.received_bytes for row in rows),
             "sent_bytes": sum(row.sent_bytes for row in rows),
+            **{name: known_sum(getattr(row, name) for row in rows) for name in TRAFFIC},
         }
 
 
@@ -186,6 +189,12 @@ def each(name: str, rows: Sequence[DeviceRow], count: float) -> Row:
         f"{name}_j": energy_j / count if energy_j is not None and count else None,
         f"{name}_uncertainty_j": uncertainty_j / count if uncertainty_j is not None and count else None,
     }
+
+
+def known_sum(values: Iterable[int | None]) -> int | None:
+    """Return the sum, None if a part is unknown."""
+    listed = list(values)
+    return None if None in listed else sum(value or 0 for value in listed)
 
 
 def highest(values: Iterable[float | None]) -> float | None:
