@@ -40,11 +40,15 @@ def test_what_is_written_and_sent_during_a_phase_is_counted(tmp_path):
 
 
 def test_differences_are_of_the_phase_and_a_reset_is_unknown(monkeypatch):
-    looks = iter([Net(100, 200), Net(1100, 2200), Net(1150, 2300), Net(0, 2400)])
+    looks = iter([Net(100, 200), Net(1100, 2200), Net(1150, 2300), Net(2000, 2400), Net(0, 2500)])
     monkeypatch.setattr(traffic.psutil, "net_io_counters", lambda: next(looks))
-    counted = Traffic()
-    counted.begin()
-    assert (counted.moved().net_sent_bytes, counted.moved().net_sent_bytes) == (50, None)
+    meter = Meter(NoSource(), traffic=Traffic())
+    for name in ("encode", "upload"):
+        with meter.phase(name):
+            pass
+    encode, upload = meter.take()
+    assert (encode.net_sent_bytes, encode.net_received_bytes) == (50, 100)
+    assert (upload.net_sent_bytes, upload.net_received_bytes) == (None, 100)
 
 
 @pytest.mark.parametrize("error", [psutil.AccessDenied(), OSError(), AttributeError()])
