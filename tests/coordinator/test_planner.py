@@ -144,4 +144,4 @@ def test_a_resumed_run_knows_what_was_spent_and_when(tmp_path: Path):
         (20.0, 8.0),
         (20.0, 8.0),
     )  # Rounds of 10 s.
-    assert [step.density for step in made.accounts.accounts["a"].model.rounds] == [1.0, 0.1, 0.1]
+    assert [step.density for step in made.accounts.accounts["a"].model.rounds] == [0.1, 0.1]
