@@ -10,7 +10,6 @@ from coordinator.cost_model import Step
 from coordinator.experiment import CohortConfig, Experiment
 from coordinator.planner import Planner
 from coordinator.report import DEVICES, ROUNDS, device_rows
-from protocol.errors import ConfigError
 from protocol.messages import BlobRef, Join, Phase, Training, Update
 from protocol.method import Turn
 from tests.tools.energy_report.runs import row as round_row
@@ -109,15 +108,16 @@ def test_whoever_rests_is_not_asked_and_everybody_resting_asks_nobody():
     assert made.plan(turn(2), trusted, 2, 1.0).cohort == ["cool"]
 
 
-def test_if_nobody_can_ever_be_asked_the_run_ends_with_the_reasons():
+def test_a_plan_says_if_nobody_can_ever_be_asked():
     made = planner([0.0], choose="energy", joules_per_day=10.0)
-    trusted = joined(made, join("a"))
+    trusted = joined(made, join("a"), join("b"))
     made.plan(turn(1), trusted, 2, 1.0)
     made.spent("a", 1, [trained(5.0, 11.0)])
-    with pytest.raises(
-        ConfigError, match=r"no device can ever be asked: a: over budget: 11 J spent, 11 J to come"
-    ):
-        made.plan(turn(2), trusted, 2, 1.0)
+    found = made.plan(turn(2), {"a": trusted["a"]}, 1, 1.0)
+    assert found.is_hopeless
+    assert found.resting == {"a": "over budget: 11 J spent, 11 J to come, of 10 J a day"}
+    assert not made.plan(turn(2), trusted, 2, 1.0).is_hopeless
+    assert not made.plan(turn(2), {}, 2, 1.0).is_hopeless
 
 
 def test_a_resumed_run_knows_what_was_spent_and_when(tmp_path: Path):
