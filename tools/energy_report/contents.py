@@ -52,6 +52,7 @@ BOARDS = {
     "temperature_c": "°C, highest",
     "throttled_s": "s slowed",
     "throttling": "by",
+    "rested": "rested",
     "steps": "steps",
     "rounds": "rounds",
     "scope": "scope",

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.experiment import Experiment
-from coordinator.report import CONFIG, DEVICES, EVENTS, IDLE, ROUNDS, DeviceRow, parse_device_row, read_csv
+from coordinator.report import (
+    CONFIG,
+    DEVICES,
+    EVENTS,
+    IDLE,
+    ROUNDS,
+    DeviceRow,
+    parse_device_row,
+    read_csv,
+    rests,
+)
 from protocol.config import load
 from protocol.errors import ConfigError
 from tools.energy_report.words import kind_of, the_one
@@ -56,6 +66,7 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} cannot be read as a run folder: {error!r}") from error
         self.joined = {event["client"]: event for event in said if event.get("event") == "client-joined"}
+        self.rests = rests(path)
         self.work = [row for row in self.rows if row.phase != IDLE]
 
     @property
@@ -139,6 +150,7 @@ class Run:
                 sorted({flag for row in rows for flag in row.throttling.split(",") if flag})
             ),
             "pooled_s": sum(row.duration_s for row in rows if row.pooled),
+            "rested": ", ".join(f"{kind} in {n} rounds" for kind, n in self.rests.get(client_id, {}).items()),
             "warnings": "; ".join(sorted({row.energy_warning for row in rows if row.energy_warning})),
             "meter_cpu_share": mean((share(row.meter_cpu_s, row.duration_s), row.duration_s) for row in rows),
         }
