@@ -118,7 +118,7 @@ class Planner:
                 self.accounts.restore(client_id, number, phases, density, ended_s)
 
     def _steps(self, client_id: str, full: int, density: float) -> int:
-        model = self.accounts.accounts[client_id].model
+        model = self.accounts.by_client[client_id].model
         return pace.local_steps(full, model.step_s(density), self._config.train_target_s)
 
     def _is_paced(self, turn: Turn) -> bool:

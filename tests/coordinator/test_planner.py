@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from coordinator.cost_model import Step
 from coordinator.experiment import CohortConfig, Experiment
@@ -120,6 +123,43 @@ def test_a_plan_says_if_nobody_can_ever_be_asked():
     assert not made.plan(turn(2), {}, 2, 1.0).is_hopeless
 
 
+FLOATS = st.floats(allow_nan=True, allow_infinity=True)
+LIES = st.lists(
+    st.builds(
+        Phase,
+        phase=st.sampled_from(["train", "upload", "idle"]),
+        duration_s=FLOATS,
+        cpu_s=st.just(0.0),
+        energy_j=st.none() | FLOATS,
+        uncertainty_j=st.none(),
+        energy_source=st.just("pmic"),
+        num_steps=st.integers(0, 2**64 - 1),
+        temperature_c=st.none() | FLOATS,
+        throttling=st.sampled_from(["", "throttled"]),
+    ),
+    max_size=4,
+)
+
+
+@example([trained(math.nan, 5.0)])
+@example([trained(math.inf, 5.0)])
+@example([trained(-1.0, 5.0)])
+@example([trained(5.0, math.nan)])
+@example([trained(5.0, math.inf)])
+@given(LIES)
+def test_whatever_a_client_reports_rounds_can_be_planned(phases):
+    now = [0.0]
+    made = planner(now, choose="energy", joules_per_day=1e6, temperature_ceiling_c=70.0, train_target_s=2.0)
+    trusted = joined(made, join("liar"), join("honest"))
+    for number in (1, 2, 3):
+        found = made.plan(turn(number), trusted, 2, 1.0)
+        assert "honest" in found.cohort
+        assert all(5 <= steps < 20 for steps in found.steps.values())
+        made.spent("liar", number, phases)
+        made.spent("honest", number, [trained(5.0, 5.0)])
+        now[0] += 1000.0
+
+
 def test_a_resumed_run_knows_what_was_spent_and_when(tmp_path: Path):
     for name, rows in (
         (ROUNDS, [asdict(replace(round_row(n, 0.5), union_density=0.1)) for n in (1, 2)]),
@@ -139,9 +179,9 @@ def test_a_resumed_run_knows_what_was_spent_and_when(tmp_path: Path):
     found = made.plan(turn(3), trusted, 2, 0.1)
     assert found.cohort == ["b"]
     assert found.resting["a"].startswith("over budget: 24 J spent, 8 J to come")
-    assert made.accounts.accounts["a"].device.spends == (
+    assert made.accounts.by_client["a"].device.spends == (
         (10.0, 8.0),
         (20.0, 8.0),
         (20.0, 8.0),
     )  # Rounds of 10 s.
-    assert [step.density for step in made.accounts.accounts["a"].model.rounds] == [0.1, 0.1]
+    assert [step.density for step in made.accounts.by_client["a"].model.rounds] == [0.1, 0.1]
