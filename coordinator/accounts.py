@@ -12,10 +12,12 @@ from typing import Protocol
 
 from coordinator.cost_model import CostModel, Step
 from coordinator.energy_cohort import DAY_S, Device
+from coordinator.report import IDLE
 from protocol.messages import Join
 
-IDLE, TRAIN = "idle", "train"
+TRAIN = "train"
 LAST_ROUNDS = 5
+MOST_W = 1e5  # A rack. Infinity and what is no number are above it, too.
 
 
 class Spent(Protocol):
@@ -55,7 +57,7 @@ class Accounts:
     def __init__(self, profiles: Mapping[str, tuple[Step, ...]] | None = None) -> None:
         """`profiles` are steps measured on boards alone, by the name of the device profile."""
         self._profiles = dict(profiles or {})
-        self.accounts: dict[str, Account] = {}
+        self.by_client: dict[str, Account] = {}
 
     def join(self, message: Join, round_number: int, now_s: float) -> None:
         """A device has joined before this round, or tells again how it is."""
@@ -77,9 +79,12 @@ class Accounts:
     def record(
         self, client_id: str, round_number: int, phases: Iterable[Spent], density: float, now_s: float
     ) -> None:
-        """A device reports what it did, at a density of the weights that it trains."""
+        """A device reports what it did, at a density of the weights that it trains.
+
+        Phases with figures that no board can have are passed over: nothing that is sent may stop the run.
+        """
         account = self._account(client_id, round_number)
-        work = [phase for phase in phases if phase.phase != IDLE]
+        work = [phase for phase in phases if phase.phase != IDLE and _is_possible(phase)]
         if not work:
             return
         account.pending = None
@@ -120,15 +125,15 @@ class Accounts:
 
     def predicted_j(self, client_id: str, num_steps: int, density: float) -> float:
         """Return the joules of a round of so many steps; 0 where nothing is known."""
-        account = self.accounts[client_id]
+        account = self.by_client[client_id]
         return max(account.others.values(), default=0.0) + num_steps * (account.model.step_j(density) or 0.0)
 
     def _account(self, client_id: str, round_number: int) -> Account:
-        if client_id not in self.accounts:
-            self.accounts[client_id] = Account(
+        if client_id not in self.by_client:
+            self.by_client[client_id] = Account(
                 Device(client_id, reports_joules=True, last_asked=round_number)
             )
-        return self.accounts[client_id]
+        return self.by_client[client_id]
 
     def _joules(self, account: Account, phase: Spent) -> float:
         if phase.energy_j is None:
@@ -156,3 +161,8 @@ class Accounts:
             temperature_c=temperature_c,
             throttling=throttling,
         )
+
+
+def _is_possible(phase: Spent) -> bool:
+    joules = 0.0 if phase.energy_j is None else phase.energy_j
+    return 0 <= phase.duration_s <= DAY_S and 0 <= joules <= MOST_W * DAY_S

@@ -36,8 +36,13 @@ class CostModel:
     profile: tuple[Step, ...] = ()  # What it took alone (sparsefleet energy profile).
     rounds: deque[Step] = field(default_factory=lambda: deque(maxlen=ROUNDS))
 
+    is_warm: bool = False  # Its first round opens the graph and loads the examples besides.
+
     def add(self, step: Step) -> None:
-        """Take in one round."""
+        """Take in one round; the first counts only until there is another with joules."""
+        if not self.is_warm and self.rounds and step.joules is not None:
+            self.is_warm = True
+            self.rounds.clear()
         self.rounds.append(step)
 
     def step_s(self, density: float) -> float | None:

@@ -22,9 +22,9 @@ FINENESS = 16  # Weights are integers: multiplied by it, rounding changes them b
 
 def local_steps(full: int, step_s: float | None, target_s: float) -> int:
     """Return how many of `full` steps fit into `target_s`; all, where a step's time is not known."""
-    if step_s is None or step_s <= 0:
+    if step_s is None or step_s * full <= target_s:
         return full
-    return max(least_steps(full), min(full, int(target_s / step_s + ROUNDING)))
+    return min(full, max(least_steps(full), int(target_s / step_s + ROUNDING)))
 
 
 def least_steps(full: int) -> int:

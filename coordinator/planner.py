@@ -19,7 +19,6 @@ from coordinator.cost_model import Step
 from coordinator.energy_cohort import Choice, Limits
 from coordinator.experiment import Experiment
 from coordinator.report import DEVICES, ROUNDS, DeviceRow, parse_device_row, read_csv
-from protocol.errors import ConfigError
 from protocol.examples import num_batches
 from protocol.messages import Join, Phase, Training, Update
 from protocol.method import TRAIN, Turn
@@ -34,6 +33,7 @@ class Plan:
     cohort: list[str]
     resting: dict[str, str] = field(default_factory=dict)  # Who rests, and why.
     steps: dict[str, int] = field(default_factory=dict)  # Of those with fewer than their epochs have.
+    is_hopeless: bool = False  # All rest, and none will ever be well.
 
 
 class Planner:
@@ -71,9 +71,6 @@ class Planner:
         """Return the round's plan: `count` of the `able`; nobody, where all rest.
 
         `density` is that of the weights that clients will train.
-
-        Raises:
-            ConfigError: nobody will ever be able to be asked.
         """
         self._round_number, self._density = turn.number, density
         full = {name: full_steps(join.num_examples, turn.training) for name, join in able.items()}
@@ -81,14 +78,6 @@ class Planner:
         if self._is_paced(turn):
             steps = {name: self._steps(name, full[name], density) for name in full}
         choice = self._choose(turn.number, count, steps, density)
-        if (
-            not choice.asked
-            and choice.resting
-            and len(choice.resting) == len(able)
-            and math.isinf(choice.until_s)
-        ):
-            reasons = "; ".join(f"{name}: {rest.reason}" for name, rest in choice.resting.items())
-            raise ConfigError(f"no device can ever be asked: {reasons}")
         for name in choice.asked:
             predicted_j = self.accounts.predicted_j(name, steps[name], density)
             self.accounts.ask(name, turn.number, predicted_j, self._now())
@@ -96,6 +85,7 @@ class Planner:
             list(choice.asked),
             {name: rest.reason for name, rest in choice.resting.items()},
             {name: steps[name] for name in choice.asked if steps[name] < full[name]},
+            is_hopeless=bool(able) and len(choice.resting) == len(able) and math.isinf(choice.until_s),
         )
 
     def weigh(self, turn: Turn, update: Update, plain: int) -> int:
@@ -128,7 +118,7 @@ class Planner:
                 self.accounts.restore(client_id, number, phases, density, ended_s)
 
     def _steps(self, client_id: str, full: int, density: float) -> int:
-        model = self.accounts.accounts[client_id].model
+        model = self.accounts.by_client[client_id].model
         return pace.local_steps(full, model.step_s(density), self._config.train_target_s)
 
     def _is_paced(self, turn: Turn) -> bool:

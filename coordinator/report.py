@@ -107,6 +107,11 @@ class DeviceRow:
     num_steps: int = 0  # Training steps within the phase, and the examples that they saw.
     num_examples: int = 0
     battery_percent: float | None = None  # At its end.
+    energy_warning: str = ""  # The sensor spoke, and is not to be believed.
+    disk_read_bytes: int | None = None  # Of the client's process.
+    disk_written_bytes: int | None = None
+    net_received_bytes: int | None = None  # Of the whole machine.
+    net_sent_bytes: int | None = None
 
 
 @dataclass
@@ -189,6 +194,9 @@ class RunFolder:
         listed = list(rows)
         for row in listed:
             self.totals.add(row)
+            if row.energy_warning:
+                where = {"client": row.client_id, "round": row.round_number, "phase": row.phase}
+                self.event("energy-warning", **where, source=row.energy_source, reason=row.energy_warning)
         self._rows(self.path / DEVICES, [asdict(row) for row in listed])
 
     def event(self, kind: str, **details: Any) -> None:

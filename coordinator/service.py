@@ -308,6 +308,9 @@ class Coordinator:
             plan = self._planner.plan(turn, idle, asked, density)
             if plan.cohort or busy or not plan.resting:
                 return replace(plan, cohort=sorted([*busy, *plan.cohort]))
+            if plan.is_hopeless:
+                reasons = "; ".join(f"{client_id}: {reason}" for client_id, reason in plan.resting.items())
+                raise ConfigError(f"no device can ever be asked: {reasons}")
             if not is_told:
                 log.warning("every device rests round=%d reasons=%s", number, plan.resting)
                 self._folder.event("all-resting", round=number, resting=plan.resting)

@@ -162,6 +162,11 @@ class Phase(msgspec.Struct, frozen=True):
     num_steps: Count = 0  # Training steps within this phase,
     num_examples: Count = 0  # and examples in their batches, each as often as it was seen.
     battery_percent: Percent | None = None  # At its end.
+    energy_warning: Text = ""  # "stuck: ...": the sensor spoke, and is not to be believed.
+    disk_read_bytes: Count | None = None  # Of the client's process.
+    disk_written_bytes: Count | None = None
+    net_received_bytes: Count | None = None  # Of the whole machine, headers and other programs included.
+    net_sent_bytes: Count | None = None
 
 
 class Update(Message, frozen=True, tag="update"):

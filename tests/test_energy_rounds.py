@@ -21,6 +21,7 @@ from edge_client.energy.conditions import watch
 from edge_client.energy.meter import Meter
 from edge_client.kernels import library_path
 from export.export import export_model
+from protocol.errors import ConfigError
 from protocol.messages import Training
 from tests.edge_client.energy import trees
 from tools.lab.boards import Board, ModelledBoard
@@ -105,6 +106,14 @@ def test_a_board_over_its_budget_rests_and_the_report_says_why(home, tmp_path):
     for row in read_csv(tmp_path / "run" / "devices.csv"):
         spent[row["client_id"]] += float(row["energy_j"])
     assert max(spent.values()) <= 50.0
+
+
+@pytest.mark.slow  # Its clients go on waiting for as long as the process lives.
+def test_a_run_that_nobody_can_ever_go_on_with_ends_with_the_reasons(home, tmp_path):
+    made = experiment(home, 3, choose="energy", joules_per_day=5.0)
+    boards = {name: ModelledBoard(Board(name="dear", count=1, step_s=0.1, step_j=1.0)) for name in NAMES}
+    with pytest.raises(ConfigError, match="no device can ever be asked: client-000: over budget: 23 J spent"):
+        run(home, tmp_path / "run", made, boards)
 
 
 class Warm:

@@ -18,6 +18,7 @@ from edge_client.energy.conditions import watch
 from edge_client.energy.meter import Meter
 from edge_client.energy.recording import Recording, room_in
 from edge_client.energy.source import Sensor
+from edge_client.energy.traffic import Traffic
 from edge_client.kernels import library_path
 from edge_client.link import Link
 from edge_client.pairing import pair
@@ -62,7 +63,7 @@ def run_client(options: argparse.Namespace) -> int:
     spool = Spool(Path(config.state))
     source = choose(config.energy, profile, settings=config.meter)
     recording = _recording(config, source)
-    meter = Meter(source, conditions=watch(), keeper=recording)
+    meter = Meter(source, conditions=watch(), keeper=recording, traffic=Traffic())
     session = spool.next_session()
     trust = Trust.at(Path(config.state), session)
     state = topics.of(STATE, config.client_id)

@@ -73,4 +73,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     for name, phase in summary["phases"].items():
         table.add_row(name, f"{phase['seconds']:.2f} s", joules(phase["energy_j"], phase["uncertainty_j"]))
     console.print(table)
+    for client_id, reasons in summary["resting"].items():
+        told = ", ".join(f"{kind} in {rounds} rounds" for kind, rounds in reasons.items())
+        console.print(f"{client_id} rested: {told}", highlight=False)
     console.print(f"report: {summary['report']}   model: {summary['model']}", highlight=False)

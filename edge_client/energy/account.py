@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from edge_client.energy.conditions import Seen
 from edge_client.energy.pooling import Measured
 from edge_client.energy.source import About
+from edge_client.energy.traffic import Moved
 from edge_client.energy.window import Idle
 from protocol.messages import Phase
 
@@ -33,6 +34,8 @@ class Closed:
     coverage: float
     seen: Seen
     meter_cpu_s: float
+    warning: str = ""
+    moved: Moved = Moved()  # noqa: RUF009  It is frozen.
 
 
 def phase_of(measured: Measured, closed: Closed, about: About, idle: Idle | None) -> Phase:
@@ -69,4 +72,9 @@ def phase_of(measured: Measured, closed: Closed, about: About, idle: Idle | None
         num_steps=closed.span.num_steps,
         num_examples=closed.span.num_examples,
         battery_percent=closed.seen.battery_percent,
+        energy_warning=closed.warning,
+        disk_read_bytes=closed.moved.disk_read_bytes,
+        disk_written_bytes=closed.moved.disk_written_bytes,
+        net_received_bytes=closed.moved.net_received_bytes,
+        net_sent_bytes=closed.moved.net_sent_bytes,
     )

@@ -13,6 +13,7 @@ default; 0.39-0.41 s were fitted to recorded traces of an Orin NX).
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,10 @@ USUAL_SHUNT_OHM = 0.005
 JETPACK4_TAU_S = 0.422
 # Whole modules, where no profile says more.
 TOTALS = "VDD_IN|POM_5V_IN|5V_IN|VIN"
+BESIDE = ("VDD_MUX",)  # The carrier board's, beside the module's: no part of it (TX1, TX2).
+CHILDREN = {"VIN_SYS_5V0": "VDDQ_VDD2_1V8AO"}  # AGX Orin; no rail is its whole module.
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ def find(root: Path, spec: PowerSource, tau_s: float | None = None) -> Ina3221 |
             many = "no rail" if not match else "more than one rail"
             return Unavailable("INA3221", f"{many} {wanted} among {labels}", "choose another device profile")
         chosen += match
+    chosen = _without_children(chosen)
     try:
         volts = [integer(rail.volts.path) / 1000 for rail in chosen]
         sensor = Ina3221(_about(chosen, volts, spec, tau_s), chosen)
@@ -140,6 +146,23 @@ def find(root: Path, spec: PowerSource, tau_s: float | None = None) -> Ina3221 |
     except (OSError, ValueError) as error:
         return Unavailable("INA3221", f"it cannot be read ({error})", "check the kernel log for i2c errors")
     return sensor
+
+
+def _without_children(chosen: list[Rail]) -> list[Rail]:
+    """Leave out, with a warning, what flows through another of the rails: it would count twice."""
+    labels = [rail.label for rail in chosen]
+    parent = next((label for label in labels if label in TOTALS.split("|")), None)
+    children = {label for label in labels if parent and label not in (parent, *BESIDE)}
+    for label, child in CHILDREN.items():
+        children |= {child} & set(labels) if label in labels else set()
+    if children:
+        _log.warning(
+            "rails are left out, since they are part of another one rails=%s of=%s: name the parent alone, or "
+            "its children alone, in the device profile",
+            "+".join(sorted(children)),
+            "+".join(label for label in labels if label not in children),
+        )
+    return [rail for rail in chosen if rail.label not in children]
 
 
 def _about(chosen: list[Rail], volts: list[float], spec: PowerSource, tested_tau_s: float | None) -> About:

@@ -27,6 +27,8 @@ from edge_client.energy.account import Closed, Span, phase_of
 from edge_client.energy.conditions import EVERY_S, Conditions, Seen
 from edge_client.energy.pooling import Measured, pool
 from edge_client.energy.source import Reading, Sensor
+from edge_client.energy.stuck import Stuck
+from edge_client.energy.traffic import Moved, Traffic
 from edge_client.energy.window import Energy, Idle, Window, counted
 from protocol.messages import Phase
 
@@ -61,6 +63,7 @@ class _Open:
     before: Reading | None
     previous: tuple[float, Reading] | None  # Of a counter: the last reading, for the peak.
     meter_cpu_s: float = 0.0
+    warning: str = ""  # What is wrong with the source.
 
 
 class Meter:
@@ -73,17 +76,19 @@ class Meter:
         cpu_time: Clock = time.process_time,
         conditions: Conditions | None = None,
         keeper: Keeper | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         """Measure with `source`; `clock` must not jump, so it is never the wall clock."""
         self.source = source
         self.idle: Idle | None = None
         self._clock, self._cpu_time = clock, cpu_time
-        self._conditions, self._keeper = conditions, keeper
+        self._conditions, self._keeper, self._traffic = conditions, keeper, traffic
+        self._stuck = Stuck(source.about)
         self._reading = threading.Lock()  # Of the source.
         self._lock = threading.Lock()  # Of the open phase; never held while the source is read.
         self._open: _Open | None = None
         self._done: list[tuple[Measured, Closed]] = []
-        self._is_failing = False
+        self._is_failing = self._is_stuck = False
 
     @contextmanager
     def phase(self, name: str, in_background: bool = True) -> Iterator[Span]:
@@ -199,6 +204,8 @@ class Meter:
         self._attribute(open_, reading, now_s)
         if self._conditions is not None:
             self._conditions.begin(now_s)
+        if self._traffic is not None:
+            self._traffic.begin()
         open_.meter_cpu_s = time.thread_time() - begin_s
         self._open = open_
 
@@ -218,9 +225,10 @@ class Meter:
         elif energy is not None:
             coverage = 1.0
         seen = self._conditions.end(end_s) if self._conditions is not None else Seen()
+        moved = self._traffic.moved() if self._traffic is not None else Moved()
         peak_w = open_.window.peak_w if open_.window.num_samples else None
         meter_cpu_s = open_.meter_cpu_s + time.thread_time() - begin_s
-        closed = Closed(span, cpu_s, duration_s, peak_w, coverage, seen, meter_cpu_s)
+        closed = Closed(span, cpu_s, duration_s, peak_w, coverage, seen, meter_cpu_s, open_.warning, moved)
         self._done.append((Measured(span.name, open_.begin_s, energy), closed))
 
     def _read(self) -> tuple[Reading | None, float]:
@@ -251,6 +259,14 @@ class Meter:
         """Give a reading to a phase."""
         if reading is None:
             return
+        warning = self._stuck.add(now_s, reading.value, self._cpu_time())
+        open_.warning = warning or open_.warning
+        if bool(warning) is not self._is_stuck:
+            self._is_stuck = bool(warning)
+            said = warning or "it moves again"
+            _log.warning(
+                "is the energy source to be believed? source=%s reason=%s", self.source.about.name, said
+            )
         if self._keeper is not None:
             self._keeper.keep(open_.name, now_s, reading)
         if self.source.about.quantity == "power":

@@ -57,7 +57,7 @@ def test_a_phase_without_a_figure_is_counted_at_the_highest_power():
     made.record("a", 1, [train(20.0, seconds=5.0), other("encode", 1.0, seconds=1.0)], 1.0, 10.0)
     made.record("a", 2, [train(None, seconds=10.0)], 1.0, 20.0)
     assert spends(made) == pytest.approx(21.0 + 10.0 * 4.0)
-    assert made.accounts["a"].model.step_j(1.0) == 2.0  # And nothing is learned from it.
+    assert made.by_client["a"].model.step_j(1.0) == 2.0  # And nothing is learned from it.
 
 
 def test_who_was_asked_counts_as_predicted_until_it_reports():
@@ -77,7 +77,7 @@ def test_a_day_later_it_is_forgotten():
     made.record("a", 1, [train(20.0)], 1.0, 10.0)
     made.record("a", 2, [train(30.0)], 1.0, 10.0 + DAY_S)
     assert spends(made, 10.0 + DAY_S) == 30.0
-    assert len(made.accounts["a"].device.spends) == 1
+    assert len(made.by_client["a"].device.spends) == 1
 
 
 def test_a_device_is_as_it_last_said():

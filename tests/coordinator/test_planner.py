@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from coordinator.cost_model import Step
 from coordinator.experiment import CohortConfig, Experiment
 from coordinator.planner import Planner
 from coordinator.report import DEVICES, ROUNDS, device_rows
-from protocol.errors import ConfigError
 from protocol.messages import BlobRef, Join, Phase, Training, Update
 from protocol.method import Turn
 from tests.tools.energy_report.runs import row as round_row
@@ -109,15 +111,53 @@ def test_whoever_rests_is_not_asked_and_everybody_resting_asks_nobody():
     assert made.plan(turn(2), trusted, 2, 1.0).cohort == ["cool"]
 
 
-def test_if_nobody_can_ever_be_asked_the_run_ends_with_the_reasons():
+def test_a_plan_says_if_nobody_can_ever_be_asked():
     made = planner([0.0], choose="energy", joules_per_day=10.0)
-    trusted = joined(made, join("a"))
+    trusted = joined(made, join("a"), join("b"))
     made.plan(turn(1), trusted, 2, 1.0)
     made.spent("a", 1, [trained(5.0, 11.0)])
-    with pytest.raises(
-        ConfigError, match=r"no device can ever be asked: a: over budget: 11 J spent, 11 J to come"
-    ):
-        made.plan(turn(2), trusted, 2, 1.0)
+    found = made.plan(turn(2), {"a": trusted["a"]}, 1, 1.0)
+    assert found.is_hopeless
+    assert found.resting == {"a": "over budget: 11 J spent, 11 J to come, of 10 J a day"}
+    assert not made.plan(turn(2), trusted, 2, 1.0).is_hopeless
+    assert not made.plan(turn(2), {}, 2, 1.0).is_hopeless
+
+
+FLOATS = st.floats(allow_nan=True, allow_infinity=True)
+LIES = st.lists(
+    st.builds(
+        Phase,
+        phase=st.sampled_from(["train", "upload", "idle"]),
+        duration_s=FLOATS,
+        cpu_s=st.just(0.0),
+        energy_j=st.none() | FLOATS,
+        uncertainty_j=st.none(),
+        energy_source=st.just("pmic"),
+        num_steps=st.integers(0, 2**64 - 1),
+        temperature_c=st.none() | FLOATS,
+        throttling=st.sampled_from(["", "throttled"]),
+    ),
+    max_size=4,
+)
+
+
+@example([trained(math.nan, 5.0)])
+@example([trained(math.inf, 5.0)])
+@example([trained(-1.0, 5.0)])
+@example([trained(5.0, math.nan)])
+@example([trained(5.0, math.inf)])
+@given(LIES)
+def test_whatever_a_client_reports_rounds_can_be_planned(phases):
+    now = [0.0]
+    made = planner(now, choose="energy", joules_per_day=1e6, temperature_ceiling_c=70.0, train_target_s=2.0)
+    trusted = joined(made, join("liar"), join("honest"))
+    for number in (1, 2, 3):
+        found = made.plan(turn(number), trusted, 2, 1.0)
+        assert "honest" in found.cohort
+        assert all(5 <= steps < 20 for steps in found.steps.values())
+        made.spent("liar", number, phases)
+        made.spent("honest", number, [trained(5.0, 5.0)])
+        now[0] += 1000.0
 
 
 def test_a_resumed_run_knows_what_was_spent_and_when(tmp_path: Path):
@@ -139,9 +179,9 @@ def test_a_resumed_run_knows_what_was_spent_and_when(tmp_path: Path):
     found = made.plan(turn(3), trusted, 2, 0.1)
     assert found.cohort == ["b"]
     assert found.resting["a"].startswith("over budget: 24 J spent, 8 J to come")
-    assert made.accounts.accounts["a"].device.spends == (
+    assert made.accounts.by_client["a"].device.spends == (
         (10.0, 8.0),
         (20.0, 8.0),
         (20.0, 8.0),
     )  # Rounds of 10 s.
-    assert [step.density for step in made.accounts.accounts["a"].model.rounds] == [1.0, 0.1, 0.1]
+    assert [step.density for step in made.accounts.by_client["a"].model.rounds] == [0.1, 0.1]

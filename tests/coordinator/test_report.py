@@ -106,6 +106,11 @@ MEASURED = Phase(
     num_steps=12,
     num_examples=190,
     battery_percent=71.0,
+    energy_warning="stuck: 57 equal readings",
+    disk_read_bytes=4096,
+    disk_written_bytes=8192,
+    net_received_bytes=100_000,
+    net_sent_bytes=50_000,
 )
 
 
@@ -117,6 +122,9 @@ def test_every_field_of_a_phase_has_a_column_and_is_read_back(tmp_path):
     for name in MEASURED.__struct_fields__:
         assert line[name] == str(getattr(MEASURED, name)), name
     assert RunFolder(tmp_path, experiment()).totals == folder.totals
+    (event,) = [json.loads(line) for line in (tmp_path / EVENTS).read_text().splitlines()]
+    assert (event["event"], event["client"], event["phase"]) == ("energy-warning", "a", "train")
+    assert event["reason"] == "stuck: 57 equal readings"
 
 
 def test_a_folder_of_an_older_version_is_continued_in_its_own_columns(tmp_path):

@@ -105,6 +105,8 @@ def _notes(found: Row) -> list[str]:
                 f"{name} was slowed for {board['throttled_s']:.0f} s ({board['throttling']}): its joules a step are "
                 "those of a board that is too hot, or badly supplied."
             )
+        if board["warnings"]:
+            told.append(f"The joules of {name} are not to be believed: {board['warnings']}.")
         if board["round_j"] is None:
             told.append(f"The joules of {name} are unknown, at least of one phase; so are sums with them.")
     return told

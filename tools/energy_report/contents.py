@@ -52,6 +52,7 @@ BOARDS = {
     "temperature_c": "°C, highest",
     "throttled_s": "s slowed",
     "throttling": "by",
+    "rested": "rested",
     "steps": "steps",
     "rounds": "rounds",
     "scope": "scope",
@@ -69,6 +70,10 @@ PHASES = {
     "power_mean_w": "W, mean",
     "received_bytes": "bytes received",
     "sent_bytes": "bytes sent",
+    "disk_read_bytes": "from disk",
+    "disk_written_bytes": "to disk",
+    "net_received_bytes": "network in, machine",
+    "net_sent_bytes": "out",
     "kind": "what it is",
 }
 STEPS = {

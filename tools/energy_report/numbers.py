@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.experiment import Experiment
-from coordinator.report import CONFIG, DEVICES, EVENTS, IDLE, ROUNDS, DeviceRow, parse_device_row, read_csv
+from coordinator.report import (
+    CONFIG,
+    DEVICES,
+    EVENTS,
+    IDLE,
+    ROUNDS,
+    DeviceRow,
+    parse_device_row,
+    read_csv,
+    rests,
+)
 from protocol.config import load
 from protocol.errors import ConfigError
 from tools.energy_report.words import kind_of, the_one
@@ -21,6 +31,7 @@ from tools.energy_report.words import kind_of, the_one
 Row = dict[str, Any]
 MEGABYTE = 1e6
 TRAIN, UPLOAD = "train", "upload"
+TRAFFIC = ("disk_read_bytes", "disk_written_bytes", "net_received_bytes", "net_sent_bytes")
 
 
 def run_folders(path: Path) -> list[Path]:
@@ -55,6 +66,7 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} cannot be read as a run folder: {error!r}") from error
         self.joined = {event["client"]: event for event in said if event.get("event") == "client-joined"}
+        self.rests = rests(path)
         self.work = [row for row in self.rows if row.phase != IDLE]
 
     @property
@@ -138,6 +150,8 @@ class Run:
                 sorted({flag for row in rows for flag in row.throttling.split(",") if flag})
             ),
             "pooled_s": sum(row.duration_s for row in rows if row.pooled),
+            "rested": ", ".join(f"{kind} in {n} rounds" for kind, n in self.rests.get(client_id, {}).items()),
+            "warnings": "; ".join(sorted({row.energy_warning for row in rows if row.energy_warning})),
             "meter_cpu_share": mean((share(row.meter_cpu_s, row.duration_s), row.duration_s) for row in rows),
         }
 
@@ -167,6 +181,7 @@ class Run:
             "power_mean_w": energy_j / seconds if energy_j is not None and seconds else None,
             "received_bytes": sum(row.received_bytes for row in rows),
             "sent_bytes": sum(row.sent_bytes for row in rows),
+            **{name: known_sum(getattr(row, name) for row in rows) for name in TRAFFIC},
         }
 
 
@@ -186,6 +201,12 @@ def each(name: str, rows: Sequence[DeviceRow], count: float) -> Row:
         f"{name}_j": energy_j / count if energy_j is not None and count else None,
         f"{name}_uncertainty_j": uncertainty_j / count if uncertainty_j is not None and count else None,
     }
+
+
+def known_sum(values: Iterable[int | None]) -> int | None:
+    """Return the sum, None if a part is unknown."""
+    listed = list(values)
+    return None if None in listed else sum(value or 0 for value in listed)
 
 
 def highest(values: Iterable[float | None]) -> float | None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from device_profiles import detect
+from device_profiles import PowerSource, detect
+from edge_client.energy import ina3221
 from edge_client.energy.choose import choose, survey
 from edge_client.energy.conditions import watch
 from edge_client.energy.meter import Meter
@@ -407,3 +408,35 @@ def test_a_training_goes_on_without_its_sensor(tmp_path: Path, content: str | No
     assert (phase.energy_j, phase.sent_bytes) == (None, 7)
     assert phase.coverage is not None
     assert phase.coverage < 0.9
+
+
+@pytest.mark.parametrize(
+    ("tree", "rails", "kept", "left_out"),
+    [
+        (trees.orin_nano, ("VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"), "VDD_IN", "VDD_CPU_GPU_CV+VDD_SOC"),
+        (
+            trees.agx_orin,
+            ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO"),
+            "VDD_GPU_SOC+VDD_CPU_CV+VIN_SYS_5V0",
+            "VDDQ_VDD2_1V8AO",
+        ),
+    ],
+)
+def test_a_child_rail_is_never_added_to_its_parent(
+    tree: Callable[[Path], object],
+    rails: tuple[str, ...],
+    kept: str,
+    left_out: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tree(tmp_path)
+    sensor = ina3221.find(tmp_path, PowerSource("ina3221", rails=rails))
+    assert not isinstance(sensor, Unavailable)
+    assert sensor.about.name == f"ina3221:{kept}"
+    (record,) = caplog.records
+    assert f"rails={left_out} of={kept}" in record.getMessage()
+    alone = ina3221.find(tmp_path, PowerSource("ina3221", rails=tuple(kept.split("+"))))
+    assert not isinstance(alone, Unavailable)
+    assert sensor.read() == alone.read()
+    assert len(caplog.records) == 1  # Rails that do not contain each other are no reason for a warning.

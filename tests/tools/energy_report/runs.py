@@ -63,7 +63,7 @@ def run(
     joules: list[list[float | None]],
     accuracies: list[float | None],
     method: str = "fedavg",
-    **more: str,
+    **more: object,
 ) -> Path:
     """A run in which client k trained for joules[round][k]."""
     experiment = Experiment(

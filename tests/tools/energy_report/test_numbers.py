@@ -75,6 +75,29 @@ def test_a_board_that_was_slowed_is_named(tmp_path):
     assert "pi in a was slowed for 4 s" in found["notes"][0]
 
 
+def test_a_sensor_that_hung_is_named(tmp_path):
+    found = gather([run(tmp_path / "a", [[20.0]], [0.5], energy_warning="stuck: 57 equal readings")], [])
+    assert found["notes"] == ["The joules of pi in a are not to be believed: stuck: 57 equal readings."]
+
+
+def test_bytes_of_disk_and_network_are_summed_where_all_are_known(tmp_path):
+    found = gather([run(tmp_path / "a", [[20.0], [20.0]], [0.5, 0.6], disk_written_bytes=4096)], [])
+    by_phase = {row["phase"]: row for row in found["phases"]}
+    assert (by_phase["train"]["disk_written_bytes"], by_phase["train"]["net_sent_bytes"]) == (8192, None)
+
+
+def test_a_board_that_rested_says_why(tmp_path):
+    folder = run(tmp_path / "a", [[20.0], [20.0]], [0.5, 0.6])
+    with (folder / "events.jsonl").open("a") as file:
+        for resting in (
+            {},
+            {"pi": "hot: 80 of 70 °C"},
+            {"pi": "hot: 75 of 70 °C", "orin": "slowed: throttled"},
+        ):
+            file.write(json.dumps({"event": "round-opened", "resting": resting}) + "\n")
+    assert gather([folder], [])["boards"][0]["rested"] == "hot in 2 rounds"
+
+
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     runs = [run(tmp_path / day / "sparse", [[1.0]], [0.5]) for day in ("mon", "tue")]
     assert [one["run"] for one in gather(runs, [])["runs"]] == ["mon/sparse", "tue/sparse"]
