@@ -58,9 +58,9 @@ print(json.dumps({"peak": peak_rss_bytes(), "before": before, "nnz": mask.nnz}))
     ("model", "batch", "density"),
     [
         ("lenet", 64, 0.02),
-        ("lenet", 250, 1.0),
-        ("cnn", 64, 0.1),
-        ("cnn", 250, 0.1),
+        pytest.param("lenet", 250, 1.0, marks=pytest.mark.slow),
+        pytest.param("cnn", 64, 0.1, marks=pytest.mark.slow),
+        pytest.param("cnn", 250, 0.1, marks=pytest.mark.slow),
         pytest.param("resnet8", 16, 0.02, marks=pytest.mark.slow),
         pytest.param("resnet8", 40, 1.0, marks=pytest.mark.slow),
         pytest.param("resnet18", 16, 0.02, marks=pytest.mark.slow),

@@ -70,7 +70,9 @@ CASES["depthwise"] = (lambda shape, classes: Depthwise(), (3, 8, 8))
 
 
 @pytest.mark.parametrize("ranking", ["layer", "global"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("resnet8", "vgg19") else ()) for n in CASES]
+)
 def test_it_computes_what_the_whole_one_does_without_those_channels(name, ranking):
     build, shape = CASES[name]
     module = trained(build(shape, 10), shape)
@@ -164,6 +166,7 @@ def test_what_cannot_be_is_an_error(widths, text):
         narrow(MODELS["lenet"]((1, 28, 28), 10), (1, 28, 28), widths())
 
 
+@pytest.mark.slow
 def test_the_artifact_says_where_its_weights_were(tmp_path):
     shape = (1, 8, 8)
     exported = export_model("cnn", shape, 10, tmp_path / "narrow", library_path(), widths=Widths(0.25))
@@ -189,6 +192,7 @@ def _array(tensor):
     return numpy_helper.to_array(tensor)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_removed(tmp_path, capsys):
     arguments = ["export", "cnn", "--keep", "0.3", "--out", str(tmp_path / "a")]
     assert main([*arguments, "--json"]) == 0

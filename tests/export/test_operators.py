@@ -207,6 +207,7 @@ def test_saved_activations_give_the_same_gradients(name, tmp_path):
     np.testing.assert_array_equal(*gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformer", "group norm and leaky relu"])
 def test_twenty_steps_of_training_follow_pytorch(name, tmp_path):
     """SGD at 10 % density, beside PyTorch in float64 with the same mask."""

@@ -22,7 +22,12 @@ from protocol.errors import ArtifactError, RuntimeMissing
 from protocol.layout import PRUNABLE, STATISTIC
 from protocol.sparse import SparseVector
 
-MODELS = [("lenet", (1, 28, 28)), ("cnn", (1, 8, 8)), ("resnet8", (3, 16, 16)), ("mlp", (1, 8, 8))]
+MODELS = [
+    ("lenet", (1, 28, 28)),
+    ("cnn", (1, 8, 8)),
+    pytest.param("resnet8", (3, 16, 16), marks=pytest.mark.slow),
+    ("mlp", (1, 8, 8)),
+]
 
 
 @pytest.fixture(scope="module")

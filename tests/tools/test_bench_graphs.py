@@ -17,6 +17,7 @@ SLOW = {"resnet12_gn", "resnet8", "resnet8_gn", "resnet18", "vgg19", "vit"}
 MODELS = [pytest.param(m, marks=[pytest.mark.slow] if m in SLOW else []) for m in DEFAULT_INPUT_SHAPE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_a_packaged_graph_is_what_export_writes(model, tmp_path):
     """In a process of its own: the names that the gradient builder gives count on within one."""
