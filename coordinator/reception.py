@@ -12,17 +12,15 @@ import logging
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Literal
 
 from coordinator.admission import Admission
-from coordinator.aggregate import Accumulator
 from coordinator.client_masks import ClientMasks
 from coordinator.fleet import Fleet
 from coordinator.ledger import Ledger
+from coordinator.open_round import OpenRound
 from coordinator.report import RunFolder, device_rows
-from coordinator.robust import Robust
-from coordinator.round import Round, Standing
+from coordinator.round import Standing
 from coordinator.transfers import Downlink, Uplink
 from protocol import codec
 from protocol.errors import Cloned, Dismissed, NotAdmitted, ProtocolError, Replayed, UnknownMask
@@ -36,7 +34,6 @@ from protocol.messages import (
     Phase,
     Receipt,
     Refusal,
-    Task,
     Update,
     Want,
 )
@@ -59,27 +56,6 @@ JOIN_FACTS = (
     "idle_uncertainty_w",
     "power_mode",
 )
-
-
-@dataclass
-class OpenRound:
-    """A round and what has been collected in it."""
-
-    round: Round
-    task: Callable[[str], Task]  # Client -> what it is asked to do.
-    accumulator: Accumulator | Robust  # Of the uploaded vectors.
-    upload_size: tuple[int, int]  # Length and prunable prefix of an uploaded vector.
-    weigh: Callable[[Update], int]  # Its weight in the mean.
-    restate: Callable[[Update, SparseVector], SparseVector]  # As an update that was begun in this round.
-    announced: dict[str, Update] = field(default_factory=dict)
-    accepted: dict[str, str] = field(default_factory=dict)  # Client -> digest of the body that was folded in.
-    losses: list[tuple[float, int]] = field(default_factory=list)  # Training loss and examples.
-    phases: list[Phase] = field(default_factory=list)
-    uploaded_bytes: int = 0
-    uploaded_bound_bytes: float = 0.0  # What its positions and values need, and its side data as they are.
-    rejected: int = 0
-    late: int = 0  # Updates that came too late for any round.
-    stale: int = 0  # Of those that count: begun in an earlier round.
 
 
 class Reception:
@@ -138,7 +114,9 @@ class Reception:
                 open_.round.since[client_id] = update.round_number
             open_.round.announce(client_id, update.round_number, now_s)
             open_.announced[client_id] = update
-            self._fold(open_, update, self._decoded(open_, client_id, body), body)
+            vector = self._decoded(open_, client_id, body)
+            open_.fold(update, vector, body)
+            self._client_masks.keep(client_id, vector.mask, self.mask)
             open_.round.complete(client_id, now_s)
             if client_id not in recorded:
                 self._record(client_id, open_.round.number, update.phases, update.peak_rss_bytes)
@@ -303,7 +281,8 @@ class Reception:
             return self._late(update)
         # Folding may still refuse the values; only then is the client done.
         alone = self._alone(open_, update, vector, body)
-        self._fold(open_, update, vector, body)
+        open_.fold(update, vector, body)
+        self._client_masks.keep(client_id, vector.mask, self.mask)
         open_.round.complete(client_id, self._clock())
         self._unsettled.append((update, alone))
         self._show(open_)
@@ -312,19 +291,6 @@ class Reception:
         size, num_prunable = open_.upload_size
         ends = self._layout.ends_of(num_prunable)
         return codec.decode(body, size, num_prunable, self._masks_for(client_id), ends=ends)
-
-    def _fold(self, open_: OpenRound, update: Update, vector: SparseVector, body: bytes) -> None:
-        """Make an update part of the round's mean."""
-        client_id = update.client_id
-        open_.accumulator.fold(vector, open_.weigh(update))
-        self._client_masks.keep(client_id, vector.mask, self.mask)
-        open_.accepted[client_id] = update.body.digest
-        open_.losses.append((update.loss, update.num_examples))
-        open_.stale += update.round_number < open_.round.number
-        open_.uploaded_bytes += update.body.size
-        facts = codec.describe(body)
-        open_.uploaded_bound_bytes += facts["bound_bytes"] + facts["tail_bytes"]
-        open_.phases.extend(update.phases)
 
     def _alone(self, open_: OpenRound, update: Update, vector: SparseVector, body: bytes) -> bytes:
         """The body as the ledger keeps it: neither a client's own mask nor old models are known after a restart."""

@@ -19,31 +19,28 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from coordinator import board_profiles
 from coordinator.admission import Admission
 from coordinator.aggregate import Accumulator
-from coordinator.asynchronous import restated
 from coordinator.commits import Commits
 from coordinator.evaluate import Evaluator, Scores
 from coordinator.experiment import Experiment
 from coordinator.journal import Checkpoint, save
 from coordinator.ledger import Ledger, Opened
 from coordinator.offers import Offers
+from coordinator.open_round import OpenRound
+from coordinator.overlap import Overlap
 from coordinator.planner import Plan, Planner
-from coordinator.reception import RETRY_S, OpenRound, Reception
-from coordinator.report import IDLE, RoundRow, RunFolder
+from coordinator.reception import RETRY_S, Reception
+from coordinator.report import RoundRow, RunFolder
 from coordinator.robust import Robust
 from coordinator.round import Round, Standing
 from coordinator.transfers import Downlink, Uplink
 from protocol.artifact import Manifest
 from protocol.errors import ConfigError
 from protocol.layout import Vector
-from protocol.messages import End, Task, Update
-from protocol.method import CONTROL_SUM, TRAIN, Global, Turn
-from protocol.pruning import densities
-from protocol.sparse import SparseVector
+from protocol.messages import End, Update
+from protocol.method import TRAIN, Global, Turn
 from protocol.topics import HELLO, Topics
 from protocol.transport import Transport
 
@@ -98,11 +95,7 @@ class Coordinator:
         self._transport, self._folder = transport, folder
         self._evaluator, self._show, self._clock, self._ledger = evaluator, show, clock, ledger
         self._before: Opened | None = None  # The round that was under way before a restart.
-        self._busy: dict[str, Task] = {}  # Who goes on with an earlier round's task (asynchronous.py),
-        self._arriving: dict[str, Update] = {}  # and whose update is already on its way.
-        self._statistics: dict[
-            int, Vector
-        ] = {}  # Round -> running statistics of its model, while they are needed.
+        self._overlap = Overlap(experiment.asynchronous)
         self._method = experiment.build_method()
         self._topics = Topics(experiment.broker.fleet)
         self._down = Downlink(transport, self._topics)
@@ -208,22 +201,16 @@ class Coordinator:
         training = self._experiment.training_in(number)
         population = self._experiment.cohort.clients
         turn = Turn(number, self._method.stage(number), self._experiment.seed, training, population)
-        is_asynchronous = bool(self._experiment.asynchronous.buffer) and turn.stage == TRAIN
-        if is_asynchronous:
-            self._statistics[number] = current.weights[layout.num_trainable :]
-            self._statistics.pop(number - self._experiment.asynchronous.max_staleness - 1, None)
-        busy = self._busy if is_asynchronous else {}
+        self._overlap.begin(turn, current.weights[layout.num_trainable :])
+        busy = self._overlap.busy
         before = self._before if self._before is not None and self._before.number == number else None
         self._admission.sync()
         plan = Plan(before.cohort) if before is not None else self._plan(turn, current, busy)
         opened_s, cohort = self._clock(), plan.cohort
         quorum = max(1, math.ceil(self._experiment.cohort.quorum * len(cohort)))
-        if is_asynchronous:
-            quorum = min(self._experiment.asynchronous.buffer, len(cohort))
+        quorum = self._overlap.quorum(quorum, len(cohort))
         deadline_s = self._experiment.cohort.deadline_s
         round_ = Round(number, turn.stage, tuple(cohort), quorum, opened_s, deadline_s)
-        round_.is_asynchronous = is_asynchronous
-        round_.since.update((client_id, task.round_number) for client_id, task in busy.items())
         fresh = [client_id for client_id in cohort if client_id not in busy]
         tasks = {**busy, **self._offers.tasks(turn, fresh, current, self._commits, plan.steps)}
         self._reception.mask = current.mask
@@ -233,13 +220,10 @@ class Coordinator:
             tasks.__getitem__,
             self._accumulator(upload_size[0]),
             upload_size,
-            partial(self._weight, turn, is_asynchronous),
-            partial(self._restate, number),
+            partial(self._weight, turn),
+            partial(self._overlap.restate, number),
         )
-        for client_id, update in self._arriving.items():
-            if client_id in busy:
-                round_.announce(client_id, update.round_number, opened_s)
-                open_.announced[client_id] = update
+        self._overlap.take_over(open_)
         received_before = self._folder.totals.download_bytes
         planned = {"steps": plan.steps, "resting": plan.resting}
         planned = {name: what for name, what in planned.items() if what}
@@ -254,36 +238,27 @@ class Coordinator:
                 self._durably(partial(self._ledger.open, number, cohort, self._reception.fleet.trusted))
         self._reception.repeat_task()
         self._pump(lambda: round_.is_closed(self._clock()) and self._reception.is_settled, math.inf)
-        self._busy = self._still_busy(open_, tasks) if is_asynchronous else {}
-        self._arriving = {
-            client_id: update for client_id, update in open_.announced.items() if client_id in self._busy
-        }
+        self._overlap.hand_over(open_, tasks)
         next_global, alarms = self._close(open_, turn, current)
-        self._offers.withdraw(tasks.values(), self._busy.values())
+        self._offers.withdraw(tasks.values(), self._overlap.busy.values())
         scores = self._evaluate(number, next_global)
-        row = self._row(open_, next_global, scores, received_before, alarms, len(plan.resting))
+        row = open_.row(
+            next_global,
+            self._method.model(next_global, layout),
+            layout,
+            scores,
+            self._folder.totals.download_bytes - received_before,
+            self._clock() - opened_s,
+            alarms,
+            len(plan.resting),
+        )
         self._folder.round(row)
         self._show(self._progress(open_, row))
         return next_global
 
-    def _weight(self, turn: Turn, is_asynchronous: bool, update: Update) -> int:
-        weight = self._planner.weigh(turn, update, self._method.weight(turn, update.num_examples))
-        if not is_asynchronous:
-            return weight
-        return self._experiment.asynchronous.weight(weight, turn.number - update.round_number)
-
-    def _restate(self, number: int, update: Update, vector: SparseVector) -> SparseVector:
-        if update.round_number == number:
-            return vector
-        return restated(vector, self._statistics[update.round_number], self._statistics[number])
-
-    def _still_busy(self, open_: OpenRound, tasks: dict[str, Task]) -> dict[str, Task]:
-        """Return who goes on with what it was asked for: it will not be too stale in the next round."""
-        round_, oldest = open_.round, open_.round.number + 1 - self._experiment.asynchronous.max_staleness
-        working = [*round_.of(Standing.ASKED), *round_.of(Standing.SENDING)]
-        return {
-            client_id: tasks[client_id] for client_id in working if tasks[client_id].round_number >= oldest
-        }
+    def _weight(self, turn: Turn, update: Update) -> int:
+        fresh = self._planner.weigh(turn, update, self._method.weight(turn, update.num_examples))
+        return self._overlap.weight(fresh, turn.number, update)
 
     def _plan(self, turn: Turn, current: Global, busy: Collection[str]) -> Plan:
         """Return whom to ask, once there is somebody who is well; the busy ones are asked already.
@@ -329,9 +304,9 @@ class Coordinator:
     def _close(self, open_: OpenRound, turn: Turn, current: Global) -> tuple[Global, int]:
         """End a round; return the next state and the number of alarms. Without updates all stays as it was."""
         round_, now_s = open_.round, self._clock()
-        self._up.forget_others(self._busy)
+        self._up.forget_others(self._overlap.busy)
         for client_id in [*round_.of(Standing.ASKED), *round_.of(Standing.SENDING)]:
-            if client_id in self._busy:
+            if client_id in self._overlap.busy:
                 continue
             standing = round_.standing[client_id].value
             self._folder.event("client-missing", round=round_.number, client=client_id, standing=standing)
@@ -377,52 +352,6 @@ class Coordinator:
         if self._evaluator is None or not is_due:
             return None
         return self._evaluator.scores(self._method.model(current, self._manifest.layout).weights)
-
-    def _row(
-        self,
-        open_: OpenRound,
-        current: Global,
-        scores: Scores | None,
-        received_before: int,
-        alarms: int,
-        resting: int,
-    ) -> RoundRow:
-        round_, layout = open_.round, self._manifest.layout
-        model = self._method.model(current, layout)
-        layers = densities(model.mask, layout).values()
-        controls = current.state.get(CONTROL_SUM)
-        working = [phase for phase in open_.phases if phase.phase != IDLE]
-        known = [phase.energy_j for phase in working if phase.energy_j is not None]
-        is_known = bool(known) and len(known) == len(working)
-        finite = [(loss, weight) for loss, weight in open_.losses if math.isfinite(loss)]
-        weight = sum(w for _, w in finite)
-        return RoundRow(
-            round_number=round_.number,
-            stage=round_.stage,
-            accuracy=scores.accuracy if scores else None,
-            loss=scores.loss if scores else None,
-            train_loss=sum(loss * w for loss, w in finite) / weight if weight else None,
-            density=model.mask.below(layout.num_prunable).density,
-            cohort=len(round_.cohort),
-            updates=open_.accumulator.num_updates,
-            dropouts=len(round_.of(Standing.OUT)),
-            stragglers=len(round_.of(Standing.ASKED)) + len(round_.of(Standing.SENDING)),
-            late=open_.late,
-            stale=open_.stale,
-            rejected=open_.rejected,
-            upload_bytes=open_.uploaded_bytes,
-            upload_bound_bytes=round(open_.uploaded_bound_bytes),
-            download_bytes=self._folder.totals.download_bytes - received_before,
-            energy_j=sum(known) if is_known else None,
-            energy_uncertainty_j=sum(p.uncertainty_j or 0.0 for p in working) if is_known else None,
-            duration_s=self._clock() - round_.opened_s,
-            empty_layers=sum(density == 0 for density in layers),
-            min_layer_density=min(layers, default=1.0),
-            union_density=self._density(current),
-            control_sum=float(np.abs(controls).max(initial=0.0)) if controls is not None else None,
-            alarms=alarms,
-            resting=resting,
-        )
 
     def _pump(self, is_done: Callable[[], bool], timeout_s: float) -> None:
         """Handle packets until something holds, or for so long."""
