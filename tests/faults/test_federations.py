@@ -177,7 +177,7 @@ def test_clients_are_back_soon_after_a_long_cut(fault, mosquitto, home, federate
     found = count(one)
     row.lost, row.double = found.lost, found.double
     assert (found.lost, found.double) == (0, 0)
-    assert weights(one) == over_loopback(one)
+    # Not the bits of an undisturbed run: whoever is away long enough is lost, and its round closes without it.
     assert attempts <= clients * cut_s  # At most one a second each.
 
 
