@@ -206,6 +206,7 @@ class Reception:
     def _state(self, message: Message) -> None:
         open_ = self.open
         if isinstance(message, Join):
+            self._down.returned(message.client_id)
             if self.fleet.join(message):
                 facts = {name: getattr(message, name) for name in JOIN_FACTS}
                 self._folder.event("client-joined", client=message.client_id, **facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 
 from protocol.blobs import RESEND_S, Assembly, BlobStore, Publisher
 from protocol.errors import DigestMismatch, MalformedMessage
@@ -23,6 +24,15 @@ GATHER_S = 0.05
 # After a broker's restart clients come back within a second of each other. Whoever is back first would have
 # chunks published that the others miss, and that all receive again.
 RETURN_S = 1.5
+CROSSING_S = 10.0  # A Want that is on its way for longer did not cross its chunk: the chunk was lost.
+
+
+@dataclass
+class _Listener:
+    """A client that has asked for a digest."""
+
+    since_s: float  # From then on it hears what is published of it.
+    excused: set[int] = field(default_factory=set)  # Chunks of which one Want was taken for a crossing.
 
 
 # Bodies that arrive at a time. The others wait their turn, so that a cohort of any size takes the memory of a few;
@@ -41,8 +51,8 @@ class Downlink:
         # Where packets take no time, who asks for what was just published has missed it.
         self._publisher = Publisher(self._store, RESEND_S if transport.is_remote else GATHER_S)
         self._pending: dict[str, dict[int, float]] = {}  # digest -> chunk -> when it was first wanted
-        # Who has asked for a digest since when: for so long it has heard what was published of it.
-        self._listening_s: dict[str, dict[str, float]] = {}
+        self._listeners: dict[str, dict[str, _Listener]] = {}  # digest -> client
+        self._published_s: dict[str, dict[int, float]] = {}  # digest -> chunk -> when last
         self._connections, self._quiet_until_s = transport.connections, -math.inf
 
     def offer(self, data: bytes) -> BlobRef:
@@ -54,30 +64,39 @@ class Downlink:
         for digest in digests:
             self._store.remove(digest)
             self._pending.pop(digest, None)
-            self._listening_s.pop(digest, None)
+            self._listeners.pop(digest, None)
+            self._published_s.pop(digest, None)
 
     def want(self, client_id: str, message: Want, now_s: float) -> None:
         """Note what a client needs.
 
-        Left out: what was published just now and is on its way to it, since it was listening already. The
-        others of the cohort asked a moment earlier; to publish it again would send it to all of them.
+        Left out, once: what was published since it listens, and is on its way to it. The others of the cohort
+        asked a moment earlier; to publish it again would send it to all of them. What is lost it asks for again.
         """
         digest = message.digest
         if digest not in self._store:
             return
-        since_s = self._listening_s.setdefault(digest, {}).setdefault(client_id, now_s)
+        listener = self._listeners.setdefault(digest, {}).setdefault(client_id, _Listener(now_s))
+        published_s = self._published_s.get(digest, {})
         chunks = self._pending.setdefault(digest, {})
         for chunk in message.chunks:
-            published_s = self._publisher.published_s(digest, chunk, now_s)
-            if published_s is None or published_s <= since_s:
+            heard_since_s = max(listener.since_s, now_s - CROSSING_S)
+            if published_s.get(chunk, -math.inf) > heard_since_s and chunk not in listener.excused:
+                listener.excused.add(chunk)
+            else:
                 chunks.setdefault(chunk, now_s)
+
+    def returned(self, client_id: str) -> None:
+        """A client has a new connection: what was published before may never have reached it."""
+        for listeners in self._listeners.values():
+            listeners.pop(client_id, None)
 
     def tick(self, now_s: float) -> None:
         """Publish what is due. A chunk that was published just now stays pending until it may be repeated."""
         if self._transport.connections != self._connections:
             self._connections = self._transport.connections
             self._quiet_until_s = now_s + (RETURN_S if self._transport.is_remote else 0.0)
-            self._listening_s.clear()
+            self._listeners.clear()
             self._pending.clear()  # Who still needs it asks again: their connection was a new one, too.
         if now_s < self._quiet_until_s:
             return
@@ -86,6 +105,7 @@ class Downlink:
             for index in self._publisher.due(digest, gathered, now_s):
                 chunk = self._store.chunk(digest, index)
                 if chunk is not None:
+                    self._published_s.setdefault(digest, {})[index] = now_s
                     self._transport.publish(self._topics.of(BLOB_DOWN, digest=digest), chunk)
                 del chunks[index]
             if not chunks:

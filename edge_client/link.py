@@ -107,14 +107,15 @@ class Link:
         assembly = self._assembly = Assembly(ref, max_bytes)
         self.transport.subscribe(topic)
         try:
-            progress_s, missing, connections = time.monotonic(), -1, self.transport.connections
+            progress_s, arrived, connections = time.monotonic(), (-1, 0), self.transport.connections
             while not assembly.is_complete:
                 now_s = time.monotonic()
                 if self.transport.connections != connections:
                     connections = self.transport.connections
                     assembly.ask_again()
-                if len(assembly.missing) != missing:
-                    progress_s, missing = now_s, len(assembly.missing)
+                # A slow link may carry what was asked for too early for minutes: it is alive.
+                if (len(assembly.missing), assembly.num_duplicates) != arrived:
+                    progress_s, arrived = now_s, (len(assembly.missing), assembly.num_duplicates)
                 if now_s - progress_s > PATIENCE_S:
                     raise TransportError(f"blob {ref.digest[:12]}: nothing came for {PATIENCE_S:.0f} s")
                 wanted = assembly.wanted(now_s)

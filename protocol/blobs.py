@@ -337,11 +337,6 @@ class Publisher:
         self._store, self._resend_s = store, resend_s
         self._published_s: dict[tuple[str, int], float] = {}  # In the order of time.
 
-    def published_s(self, digest: str, chunk: int, now_s: float) -> float | None:
-        """Return when a chunk was published last, None if that is longer ago than resend_s, or never."""
-        published_s = self._published_s.get((digest, chunk))
-        return None if published_s is None or now_s - published_s >= self._resend_s else published_s
-
     def due(self, digest: str, chunks: Iterable[int], now_s: float) -> list[int]:
         """Return which of the wanted chunks to publish now; they count as published.
 

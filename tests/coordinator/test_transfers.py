@@ -73,6 +73,10 @@ def test_what_is_on_its_way_to_a_listener_is_not_published_again(monkeypatch):
     down.want("b", Want(REF.digest, [1]), 3.0)
     down.tick(3.1)
     assert client.receive(0) is not None
+    down.returned("b")  # What it missed meanwhile is not taken for a crossing.
+    down.want("b", Want(REF.digest, [0]), 4.0)
+    down.tick(4.2)
+    assert client.receive(0) is not None
 
 
 def test_after_a_reconnect_nothing_is_published_until_the_others_are_back(monkeypatch):

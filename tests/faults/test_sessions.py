@@ -45,7 +45,7 @@ def test_a_download_goes_on_after_the_broker_was_restarted(fault, broker):
     """Eight clients fetch one body from the coordinator's side of the wire while the broker is killed."""
     row, clients = fault(4), 8
     draw = random.Random(4)
-    body = np.random.default_rng(4).bytes(256 * CHUNK_BYTES + 17)
+    body = np.random.default_rng(4).bytes(full(512, 128) * CHUNK_BYTES + 17)
     coordinator = connect(broker, "coordinator")
     stop = threading.Event()
     wanted_bytes: dict[str, int] = {}
@@ -90,9 +90,9 @@ def test_a_download_goes_on_after_the_broker_was_restarted(fault, broker):
             for n, transport in enumerate(transports):
                 received = transport.received_bytes - before[n]
                 wanted_bytes[f"pi-{n}"] = received
-                assert received <= 1.05 * len(body) + CHUNK_BYTES + 1000, (
-                    f"{received / len(body):.3f} x the body"
-                )
+                # What was in flight differs between them, up to a window, and comes again to all.
+                most = full(105, 150) / 100 * len(body) + CHUNK_BYTES + 1000
+                assert received <= most, f"{received / len(body):.3f} x the body"
             time.sleep(1.5)  # What was published just now is not repeated for that long.
     finally:
         stop.set()
