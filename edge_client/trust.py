@@ -12,7 +12,7 @@ from pathlib import Path
 from protocol.durable import replace_file
 from protocol.errors import DataError, NotAdmitted, Replayed
 from protocol.identity import Key
-from protocol.messages import AnyMessage, Message, Signed, decode
+from protocol.messages import AnyMessage, Hello, Message, Signed, decode, encode
 from protocol.signed import Sealer, Window, opened
 
 FOLDER = "identity"  # Of the state folder.
@@ -25,6 +25,7 @@ class Trust:
     def __init__(self, key: Key, session: int, coordinator: bytes | None = None) -> None:
         """`coordinator` is the only key whose orders are obeyed; None obeys any."""
         self.public, self.session = key.public, session
+        self._signs = True
         self._heard = 0  # Session of the coordinator, as it says of itself.
         self._sealer = Sealer(key, session)
         self._coordinator = coordinator
@@ -64,13 +65,15 @@ class Trust:
         self._coordinator = coordinator
 
     def seal(self, topic: str, message: Message) -> bytes:
-        """Return the message, signed."""
-        return self._sealer.seal(topic, message, self._heard)
+        """Return the message, signed; to a coordinator of version 0.1, which reads no signatures, as it is."""
+        return self._sealer.seal(topic, message, self._heard) if self._signs else encode(message)
 
-    def hear(self, coordinator_session: int) -> bool:
-        """Note which coordinator is there; return whether it is another than before."""
-        before, self._heard = self._heard, coordinator_session
-        return before not in (0, coordinator_session)
+    def hear(self, hello: Hello) -> bool:
+        """Note which coordinator is there; return whether it has not heard of this device, or not in its words."""
+        before = self._heard, self._signs
+        self._heard = hello.session
+        self._signs = bool(hello.public_key) or self.is_paired
+        return before[0] not in (0, self._heard) or before[1] != self._signs
 
     def open(self, topic: str, payload: bytes) -> AnyMessage:
         """Return what the coordinator said.

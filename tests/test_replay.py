@@ -24,7 +24,20 @@ from protocol import codec
 from protocol.blobs import pack_chunk, ref_of
 from protocol.errors import TransportError
 from protocol.identity import Key
-from protocol.messages import End, Join, Leave, Receipt, Refusal, Task, Training, Update, decode, encode
+from protocol.messages import (
+    End,
+    Hello,
+    Join,
+    Leave,
+    Receipt,
+    Refusal,
+    Signed,
+    Task,
+    Training,
+    Update,
+    decode,
+    encode,
+)
 from protocol.topics import BLOB_UP, HELLO, STATE, TASK, UPDATE, Topics
 from protocol.transport import Loopback, LoopbackHub, Packet, Transport, Will
 from tests.test_hostile_updates import LAYOUT, ONES, manifest
@@ -324,3 +337,17 @@ def test_a_client_tells_a_new_coordinator_that_it_is_there(tmp_path):
     said = [wire.stranger.receive(5) for _ in range(4)]
     assert [packet.topic for packet in said if packet].count(TOPICS.of(STATE, "a")) == 1
     client.link.transport.close()
+
+
+def test_a_coordinator_of_version_0_1_is_spoken_to_without_signatures(tmp_path):
+    """Its Hello has no key. A device that is paired signs all the same: somebody may pose as the old one."""
+    wire, old = Wire(tmp_path), encode(Hello(online=True, session=1))
+    wire.stranger.publish(TOPICS.of(HELLO), old, retain=True)
+    for name, coordinator in (("a", None), ("b", wire.keys["coordinator"].public)):
+        client = Client(wire.hub.connect, name, Trust(wire.keys[name], 1, coordinator), nothing)
+        said = [wire.stranger.receive(2) for _ in range(4)]
+        joins = [
+            decode(packet.payload) for packet in said if packet and packet.topic == TOPICS.of(STATE, name)
+        ]
+        assert isinstance(joins[-1], Signed if coordinator else Join)
+        client.link.transport.close()
