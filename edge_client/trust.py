@@ -7,13 +7,16 @@ for the coordinator.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from protocol.durable import replace_file
 from protocol.errors import DataError, NotAdmitted, Replayed
-from protocol.identity import Key
+from protocol.identity import KEY, Key
 from protocol.messages import AnyMessage, Hello, Message, Signed, decode, encode
 from protocol.signed import Sealer, Window, opened
+
+log = logging.getLogger(__name__)
 
 FOLDER = "identity"  # Of the state folder.
 COORDINATOR = "coordinator.pub"
@@ -40,7 +43,13 @@ class Trust:
         Raises:
             UserError: it cannot be read or written.
         """
-        key, path = Key.load_or_make(state / FOLDER), state / FOLDER / COORDINATOR
+        folder = state / FOLDER
+        if session == 1 and (folder / KEY).exists():
+            raise DataError(
+                f"{state} has lost the count of this device's starts, and has its key still: what it says would be "
+                f"taken for a recording. Remove {folder}, and pair anew (`sparsefleet fleet reject` the name first)"
+            )
+        key, path = Key.load_or_make(folder), folder / COORDINATOR
         try:
             coordinator = bytes.fromhex(path.read_text()) if path.exists() else None
         except (OSError, ValueError) as error:
@@ -70,6 +79,13 @@ class Trust:
 
     def hear(self, hello: Hello) -> bool:
         """Note which coordinator is there; return whether it has not heard of this device, or not in its words."""
+        if self.is_paired and hello.public_key and hello.public_key != self._coordinator:
+            where = self._path or "its pin"
+            log.error(
+                "the coordinator that is there has another key than the one that this device is paired with, and is "
+                "not obeyed. Is it another machine, or was its folder lost? To pair anew, remove %s",
+                where,
+            )
         before = self._heard, self._signs
         self._heard = hello.session
         self._signs = bool(hello.public_key) or self.is_paired
