@@ -234,7 +234,7 @@ class Admission:
         for registry in self._registries():
             if (holder := registry.holder(public)) is not None:
                 raise NotAdmitted(f"it brings the key of {holder.client_id}: is its card a copy?")
-        if len(self.guests.devices()) >= MAX_GUESTS:
+        if self.guests.num_devices() >= MAX_GUESTS:
             raise NotAdmitted(f"there are {MAX_GUESTS} guests already")
         device = Device(client_id, public)
         self.guests.put(device)

@@ -117,7 +117,7 @@ class SecurityConfig(msgspec.Struct, forbid_unknown_fields=True):
     # on the loopback interface.
     unsigned: Literal["auto", "allow", "refuse"] = "auto"
     # Folder of the coordinator's key and its list of devices. Empty: environment variable SPARSEFLEET_HOME, or
-    # ~/.config/sparsefleet; where unsigned devices are allowed, the run's own folder.
+    # ~/.config/sparsefleet; where unsigned devices are allowed and none was ever paired, the run's own folder.
     home: str = ""
 
 

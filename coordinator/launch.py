@@ -30,6 +30,7 @@ from protocol import mqtt
 from protocol.broker_url import is_loopback, is_loopback_host
 from protocol.errors import ConfigError
 from protocol.examples import load
+from protocol.identity import KEY
 from protocol.tls import Tls, demand
 from protocol.topics import HELLO, Topics
 from protocol.transport import Transport, Will
@@ -108,8 +109,9 @@ def _admission(experiment: Experiment, out: Path) -> Admission:
     if security.unsigned == "auto":
         is_open = is_loopback(broker.url) if broker.url else is_loopback_host(broker.bind)
     home = _home(experiment)
-    if is_open and not security.home and HOME_VARIABLE not in os.environ:
-        home = out / IDENTITY
+    is_chosen = bool(security.home) or HOME_VARIABLE in os.environ
+    if is_open and not is_chosen and not (home / KEY).exists():
+        home = out / IDENTITY  # Nobody was ever paired here: a trial leaves nothing behind.
     return Admission.at(home, broker.fleet, out / IDENTITY / "guests.db" if is_open else None)
 
 

@@ -110,13 +110,20 @@ class Registry:
         self._db.execute("pragma wal_checkpoint(full)")
 
     def next_session(self) -> int:
-        """Count this start of the coordinator."""
-        with self._db:
-            self._db.execute("begin immediate")
-            (last,) = self._db.execute("select max(session) from coordinator").fetchone()
-            self._db.execute("delete from coordinator")
-            self._db.execute("insert into coordinator values (?)", ((last or 0) + 1,))
-        self.sync()
+        """Count this start of the coordinator.
+
+        Raises:
+            ConfigError: it cannot be written down: the disk is full, or another holds the file.
+        """
+        try:
+            with self._db:
+                self._db.execute("begin immediate")
+                (last,) = self._db.execute("select max(session) from coordinator").fetchone()
+                self._db.execute("delete from coordinator")
+                self._db.execute("insert into coordinator values (?)", ((last or 0) + 1,))
+            self.sync()
+        except sqlite3.Error as error:
+            raise ConfigError(f"the start of the coordinator cannot be written down: {error}") from error
         return (last or 0) + 1
 
     # Devices
@@ -124,6 +131,10 @@ class Registry:
     def devices(self) -> list[Device]:
         """All of them, by name."""
         return [Device(*row) for row in self._db.execute("select * from devices order by client_id")]
+
+    def num_devices(self) -> int:
+        """How many they are."""
+        return int(self._db.execute("select count(*) from devices").fetchone()[0])
 
     def device(self, client_id: str) -> Device | None:
         """The one of this name."""

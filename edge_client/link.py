@@ -210,7 +210,7 @@ class Link:
         """A coordinator that has just started may find no retained state: the broker was restarted too."""
         if not isinstance(hello, Hello) or not hello.online:
             return
-        if self._trust.hear(hello.session) and self._join is not None:
+        if self._trust.hear(hello) and self._join is not None:
             self.announce(self._join)
 
     def _serve(self, want: Want) -> None:

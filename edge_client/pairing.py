@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 
+from edge_client import notify
 from edge_client.trust import Trust
 from protocol.errors import ConfigError, ProtocolError
 from protocol.messages import Hello, Pair, Paired, Signed, decode
@@ -42,7 +43,9 @@ def pair(
         transport.subscribe(topic)
     first_s = said_s = clock()
     log.warning("waiting for a coordinator to pair with fleet=%s client=%s", topics.fleet, client_id)
+    notify.status("connected, waiting for a coordinator to pair with")
     while True:
+        notify.beat()
         packet = transport.receive(TICK_S)
         try:
             message = decode(packet.payload) if packet is not None else None

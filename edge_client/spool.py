@@ -37,13 +37,20 @@ class Spool:
             raise DataError(f"the state folder {folder} cannot be made: {error}; set state = ...") from error
 
     def next_session(self) -> int:
-        """Count this start of the client; a farewell of an earlier one is then known to be stale."""
-        path = self._folder / "session"
+        """Count this start of the client; what an earlier one has said is then known to be old.
+
+        Kept twice: a start that is counted again is taken for a recording, or for a copy of the card.
+
+        Raises:
+            DataError: it cannot be written down.
+        """
+        paths = [self._folder / name for name in ("session", "session.copy")]
+        session = max(map(_number_in, paths)) + 1
         try:
-            session = int(path.read_text()) + 1
-        except (FileNotFoundError, ValueError):
-            session = 1
-        replace_file(path, f"{session}\n".encode())
+            for path in paths:
+                replace_file(path, f"{session}\n".encode())
+        except OSError as error:
+            raise DataError(f"this start cannot be written down in {self._folder}: {error}") from error
         return session
 
     def memory(self, name: str) -> dict[str, npt.NDArray[Any]]:
@@ -88,3 +95,10 @@ class Spool:
 
     def _memory_path(self, name: str) -> Path:
         return self._folder / f"memory-{name}.npz"
+
+
+def _number_in(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0

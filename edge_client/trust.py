@@ -7,13 +7,16 @@ for the coordinator.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from protocol.durable import replace_file
 from protocol.errors import DataError, NotAdmitted, Replayed
-from protocol.identity import Key
-from protocol.messages import AnyMessage, Message, Signed, decode
+from protocol.identity import KEY, Key
+from protocol.messages import AnyMessage, Hello, Message, Signed, decode, encode
 from protocol.signed import Sealer, Window, opened
+
+log = logging.getLogger(__name__)
 
 FOLDER = "identity"  # Of the state folder.
 COORDINATOR = "coordinator.pub"
@@ -25,6 +28,7 @@ class Trust:
     def __init__(self, key: Key, session: int, coordinator: bytes | None = None) -> None:
         """`coordinator` is the only key whose orders are obeyed; None obeys any."""
         self.public, self.session = key.public, session
+        self._signs = True
         self._heard = 0  # Session of the coordinator, as it says of itself.
         self._sealer = Sealer(key, session)
         self._coordinator = coordinator
@@ -39,7 +43,13 @@ class Trust:
         Raises:
             UserError: it cannot be read or written.
         """
-        key, path = Key.load_or_make(state / FOLDER), state / FOLDER / COORDINATOR
+        folder = state / FOLDER
+        if session == 1 and (folder / KEY).exists():
+            raise DataError(
+                f"{state} has lost the count of this device's starts, and has its key still: what it says would be "
+                f"taken for a recording. Remove {folder}, and pair anew (`sparsefleet fleet reject` the name first)"
+            )
+        key, path = Key.load_or_make(folder), folder / COORDINATOR
         try:
             coordinator = bytes.fromhex(path.read_text()) if path.exists() else None
         except (OSError, ValueError) as error:
@@ -64,13 +74,22 @@ class Trust:
         self._coordinator = coordinator
 
     def seal(self, topic: str, message: Message) -> bytes:
-        """Return the message, signed."""
-        return self._sealer.seal(topic, message, self._heard)
+        """Return the message, signed; to a coordinator of version 0.1, which reads no signatures, as it is."""
+        return self._sealer.seal(topic, message, self._heard) if self._signs else encode(message)
 
-    def hear(self, coordinator_session: int) -> bool:
-        """Note which coordinator is there; return whether it is another than before."""
-        before, self._heard = self._heard, coordinator_session
-        return before not in (0, coordinator_session)
+    def hear(self, hello: Hello) -> bool:
+        """Note which coordinator is there; return whether it has not heard of this device, or not in its words."""
+        if self.is_paired and hello.public_key and hello.public_key != self._coordinator:
+            where = self._path or "its pin"
+            log.error(
+                "the coordinator that is there has another key than the one that this device is paired with, and is "
+                "not obeyed. Is it another machine, or was its folder lost? To pair anew, remove %s",
+                where,
+            )
+        before = self._heard, self._signs
+        self._heard = hello.session
+        self._signs = bool(hello.public_key) or self.is_paired
+        return before[0] not in (0, self._heard) or before[1] != self._signs
 
     def open(self, topic: str, payload: bytes) -> AnyMessage:
         """Return what the coordinator said.

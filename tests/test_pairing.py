@@ -122,6 +122,18 @@ def test_a_code_lets_in_so_many_devices_and_no_more(hub):
     assert registry.codes() == {}
 
 
+def test_a_device_that_waits_for_a_coordinator_is_alive(hub, monkeypatch):
+    """Systemd would kill it otherwise."""
+    beats: list[None] = []
+    monkeypatch.setattr(pairing.notify, "beat", lambda: beats.append(None))
+    registry, key = Registry(), Key.generate()
+    registry.add_code(CODE, 1, "accepted")
+    timer = threading.Timer(0.5, lambda: Side(hub, registry, key))
+    timer.start()
+    pair(hub, Trust(Key.generate(), 1))
+    assert len(beats) > 10
+
+
 def test_a_lost_answer_is_given_again(hub):
     registry, trust = Registry(), Trust(Key.generate(), 1)
     registry.add_code(CODE, 1, "accepted")

@@ -9,13 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from coordinator.report import read_csv
 from edge_client.kernels import library_path
 from export.export import export_model
-from tests.conftest import PASSWORD, ROOT
+from tests.conftest import MOSQUITTO, PASSWORD, ROOT, free_port
 from tools.split import split
 
 METHOD = {"name": "fedpai", "density": 0.1}
@@ -95,3 +96,50 @@ def test_paired_devices_train_over_tls_and_a_stranger_does_not(home, federate, m
     one.finish()
     assert [row["updates"] for row in read_csv(one.out / "rounds.csv")] == ["2"] * 3
     assert "Traceback" not in one.logs()
+
+
+@pytest.mark.slow
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("login", [[], ["--by-certificate"]], ids=["password", "certificate"])
+def test_a_generated_mosquitto_carries_a_federation(login, home, federate, monkeypatch, tmp_path):
+    """Everything as `sparsefleet broker config` wrote it: for the broker, the coordinator, and each device."""
+    if MOSQUITTO is None:
+        pytest.skip("mosquitto is not installed: apt-get install mosquitto")
+    monkeypatch.setenv("SPARSEFLEET_HOME", str(tmp_path / "secrets"))
+    one, folder, port = federate(home, 2), tmp_path / "broker", free_port()
+    names = ["client-000", "client-001"]
+    devices = [flag for name in names for flag in ("--device", name)]
+    command(
+        "broker", "config", "--out", str(folder), "--host", "localhost", "--port", str(port), *devices, *login
+    )
+    with (folder / "mosquitto.conf").open("a") as config:
+        config.write(f"user root\nlog_dest file {folder}/log\n")
+    broker = subprocess.Popen([MOSQUITTO, "-c", str(folder / "mosquitto.conf")], stderr=subprocess.DEVNULL)
+    try:
+        written = msgspec.toml.decode((folder / "coordinator" / "broker.toml").read_text())["broker"]
+        for file in ("ca", "certificate", "key"):
+            if file in written:
+                written[file] = str(folder / "coordinator" / written[file])
+        one.write(METHOD, rounds=2, broker=written)
+        # Its address is this machine's own, but devices are elsewhere.
+        one.start_coordinator(
+            "--out", str(one.out), "--set", 'security.unsigned="refuse"', password=written.get("password", "")
+        )
+        code = command("fleet", "code", "--uses", "2").splitlines()[0]
+        for name in names:
+            settings = folder / "devices" / name / "client.toml"
+            text = (folder / "devices" / name / "broker.toml").read_text()
+            data = home / "data" / f"{name}.npz"
+            settings.write_text(
+                f'client_id = "{name}"\ndata = "{data}"\nthreads = 1\nexit_after_run = true\n{text}'
+                f'[identity]\npairing_code = "{code}"\nunsigned = "refuse"\n'
+            )
+            arguments = [sys.executable, "-m", "tools.cli", "client", "--config", str(settings)]
+            with (one.folder / f"{name}.log").open("ab") as log:
+                one.clients[name] = subprocess.Popen(arguments, cwd=ROOT, stdout=log, stderr=log)
+        one.finish()
+    finally:
+        broker.kill()
+        broker.wait()
+    assert [row["updates"] for row in read_csv(one.out / "rounds.csv")] == ["2"] * 3
+    assert not [event for event in one.events() if event["event"] in ("turned-away", "rejected")]

@@ -35,6 +35,7 @@ METHODS: dict[str, dict[str, Setting]] = {
 }
 TRAINING = Training(local_epochs=2, batch_size=32, learning_rate=0.05, momentum=0.9)
 STOP_S = 10.0
+FLEET = "demo"  # Not one whose devices were paired here.
 
 
 def demo(out: Path, num_clients: int, rounds: int, as_json: bool) -> int:
@@ -74,7 +75,7 @@ def _one_run(out: Path, name: str, num_clients: int, rounds: int, is_quiet: bool
         cohort=CohortConfig(clients=num_clients, deadline_s=60.0, join_timeout_s=60.0),
         name=name,
         wire=WireConfig("f16", "f16") if sparse else WireConfig(),
-        broker=BrokerConfig(port=0),
+        broker=BrokerConfig(port=0, fleet=FLEET),
     )
     clients: list[subprocess.Popen[bytes]] = []
     try:
@@ -111,7 +112,7 @@ def _start_clients(
                     "energy": "auto-process",
                     "exit_after_run": True,
                     "meter": {"keep_samples_mb": 5},
-                    "broker": {"url": url},
+                    "broker": {"url": url, "fleet": FLEET},
                 }
             )
         )

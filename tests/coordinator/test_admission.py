@@ -182,7 +182,7 @@ def test_the_envelope_and_the_message_agree_on_the_session():
 
 
 def test_replays_and_flipped_bits_are_never_accepted_also_after_a_restart(tmp_path):
-    """10,000 and 1,000 of them; what the device says afterwards still is."""
+    """What the device says afterwards still is."""
     registry, rng, recorded = Registry(tmp_path / "lab.db"), random.Random(0), []
     admission = door(registry)
     for session in (1, 2):
@@ -199,13 +199,13 @@ def test_replays_and_flipped_bits_are_never_accepted_also_after_a_restart(tmp_pa
         if start:
             admission = door(registry)
             say(admission, recorded[-1][1], STATE)  # What the broker retained.
-        for kind, payload in rng.choices(recorded, k=5000):
+        for kind, payload in rng.choices(recorded, k=1500):
             try:
                 say(admission, payload, kind)
                 accepted += 1
             except Replayed:
                 pass
-        for kind, payload in rng.choices(recorded, k=500):
+        for kind, payload in rng.choices(recorded, k=300):
             flipped = bytearray(payload)
             bit = rng.randrange(8 * len(flipped))
             flipped[bit // 8] ^= 1 << bit % 8
