@@ -121,6 +121,8 @@ def settings_of(options: argparse.Namespace, system: System) -> tuple[Settings, 
         notes.append("no Wi-Fi: the board needs a cable")
     if needs_ca and ca is None:
         notes.append("no certificate authority yet: sparsefleet broker init")
+    if not secret:
+        notes.append("no SPARSEFLEET_PASSWORD: the broker that `sparsefleet run` starts asks devices for one")
     if not code:
         notes.append(
             "no pairing code: the coordinator lets no stranger in without one (sparsefleet fleet code)"
