@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from protocol.errors import ConfigError
+from tools.card import cloud_init
 from tools.card import settings as forms
 from tools.card.command import write
-from tools.card.network import keyfile
+from tools.card.network import keyfile, netplan
 from tools.card.payload import File
 from tools.card.systems import OF_BOARD, SYSTEMS
 from tools.cli import main
@@ -267,6 +268,19 @@ def test_cloud_init_accepts_the_files(os_name, everything, tmp_path, monkeypatch
     assert network["ethernets"]["eth0"]["dhcp4"] is True
     named = f"ds=nocloud;i={meta['instance-id']}"
     assert (named in (card / "cmdline.txt").read_text()) == (os_name == "trixie")
+
+
+@pytest.mark.parametrize("ssid", ["no", "123", "Null", "1e3", "a: b", "é"])
+def test_a_network_whose_name_means_something_in_yaml_is_still_a_name(ssid):
+    tool("cloud-init")  # Which brings the library.
+    text = cloud_init.yaml(netplan(forms.Wifi(ssid, "0" * 64, "NO")))
+    read = "import json, sys, yaml; print(json.dumps(yaml.safe_load(sys.stdin)))"
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", read], input=text, capture_output=True, text=True, check=True
+    )
+    wlan = json.loads(done.stdout)["wifis"]["wlan0"]
+    assert wlan["access-points"] == {ssid: {"password": "0" * 64}}
+    assert wlan["regulatory-domain"] == "NO"
 
 
 def test_a_jetson_gets_a_folder_to_copy_or_a_unit_in_its_root(everything, tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from tools.card.network import netplan
 from tools.card.payload import FOLDER, File, payload
 from tools.card.settings import Settings
 from tools.card.systems import System
+
+# A key that needs no quotes. What YAML 1.1 reads as a truth value or nothing, a network may be called.
+_PLAIN = re.compile(r"[a-z][a-z0-9_-]*")
+_WORDS = ("yes", "no", "on", "off", "true", "false", "null", "y", "n")
 
 
 def files(settings: Settings, system: System, wheels: Sequence[Path], cmdline: str) -> list[File]:
@@ -72,7 +77,7 @@ def yaml(table: Mapping[str, Any], indent: str = "") -> str:
     """Return a mapping as YAML: block style for mappings; JSON, which YAML contains, for all else."""
     text = ""
     for key, value in table.items():
-        name = key if key.replace("-", "").replace("_", "").isalnum() and key.isascii() else json.dumps(key)
+        name = key if _PLAIN.fullmatch(key) and key not in _WORDS else json.dumps(key)
         if isinstance(value, Mapping):
             text += f"{indent}{name}:\n{yaml(value, indent + '  ')}"
         elif isinstance(value, list):
