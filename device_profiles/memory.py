@@ -29,6 +29,34 @@ def peak_rss_bytes(root: Path = Path("/"), system: str | None = None) -> int:
     return peak if (system or platform.system()) == "Darwin" else peak * 1024
 
 
-def available_bytes() -> int:
-    """Return what this process may have resident in all before the machine has to swap, in bytes."""
-    return int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
+def available_bytes(root: Path = Path("/")) -> int:
+    """Return what this process may have resident in all, in bytes.
+
+    That is until the machine has to swap, or until the limit of the control group that it runs in, as
+    a systemd service with MemoryMax does (cgroup v2: memory.max of the group and of those above it).
+    """
+    machine = int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
+    limit = _group_limit_bytes(root)
+    return machine if limit is None else min(machine, limit)
+
+
+def _group_limit_bytes(root: Path) -> int | None:
+    try:
+        found = re.search(r"^0::/(.*)$", (root / "proc/self/cgroup").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    if found is None:
+        return None
+    top = root / "sys/fs/cgroup"
+    group = top / found[1]
+    limits = []
+    for folder in (group, *group.parents):
+        if folder != top and top not in folder.parents:
+            break
+        try:
+            text = (folder / "memory.max").read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():  # Or "max": none.
+            limits.append(int(text))
+    return min(limits, default=None)

@@ -65,7 +65,7 @@ class Spool:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, BadZipFile) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise DataError(f"{path} is damaged ({error}); remove it to begin the run anew") from error
 
     def keep(self, name: str, memory: dict[str, npt.NDArray[Any]]) -> None:

@@ -52,7 +52,7 @@ def run(home, out, made, pause_s=0.1):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [DENSE, SHARED], ids=["fedavg", "fedpai"])
-def test_rounds_go_on_without_the_slowest_whose_update_counts_later(method, home, tmp_path):  # noqa: F811
+def test_rounds_go_on_without_the_slowest_whose_update_counts_later(fault, method, home, tmp_path):  # noqa: F811
     made = experiment(home, method, rounds=14, asynchronous=AsynchronousConfig(buffer=2, max_staleness=14))
     rows, events = run(home, tmp_path, made)
     training = [row for row in rows if row["stage"] == "train"]
@@ -61,6 +61,9 @@ def test_rounds_go_on_without_the_slowest_whose_update_counts_later(method, home
     assert sum(int(row["late"]) for row in training) == 0
     assert all(row["loss"] != "nan" for row in rows)
     assert float(rows[-1]["accuracy"]) > 0.7
+    row = fault(8)
+    row.trials = sum(int(line["stale"]) for line in training)
+    row.lost = row.double = 0
     opened = [event for event in events if event["event"] == "round-opened"]
     assert all(SLOW in event["cohort"] for event in opened)  # At work since an earlier round.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.report import read_csv
+from tests.faults.record import full
 from tests.test_federation_processes import SPARSE, home, weights  # noqa: F401  A fixture.
 
 pytestmark = pytest.mark.slow
@@ -20,7 +21,6 @@ METHODS = [
     {"name": "proxskip", "density": 0.2},
     {"name": "topk", "density": 0.2},
 ]
-KILLS = 6  # Of one run.
 
 
 @pytest.fixture
@@ -43,7 +43,8 @@ def trained(one) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: f"{method['name']}-{method.get('masks', '')}")
-def test_a_coordinator_killed_anywhere_goes_on_with_the_same_round(make, method):
+def test_a_coordinator_killed_anywhere_goes_on_with_the_same_round(fault, make, method):
+    row, kills = fault(5), full(13, 5)  # Of each method's run.
     whole = make()
     whole.write(method, rounds=ROUNDS, **settings(method))
     whole.start_coordinator("--out", str(whole.out))
@@ -58,8 +59,8 @@ def test_a_coordinator_killed_anywhere_goes_on_with_the_same_round(make, method)
     cut.start_coordinator("--out", str(cut.out))
     cut.start_clients()
     cut.await_event(event="round-opened")
-    for _ in range(KILLS):
-        time.sleep(rng.uniform(0, duration_s / KILLS))
+    for _ in range(kills):
+        time.sleep(rng.uniform(0, duration_s / kills))
         if cut.coordinator.poll() is not None:
             break
         cut.coordinator.send_signal(signal.SIGKILL)
@@ -71,7 +72,9 @@ def test_a_coordinator_killed_anywhere_goes_on_with_the_same_round(make, method)
         while len([event for event in cut.events() if event["event"] == "run-resumed"]) == resumed:
             assert cut.coordinator.poll() is None, cut.coordinator.communicate()[1]
             time.sleep(0.02)
-        assert time.monotonic() - begin_s < 5  # Of which importing is most.
+        row.trials += 1
+        row.recovered(time.monotonic() - begin_s)  # Of which importing is most.
+        assert row.recovery_s < full(3, 10)
         assert accepted <= accepted_in(cut.out)
     cut.finish()
 
@@ -84,6 +87,7 @@ def test_a_coordinator_killed_anywhere_goes_on_with_the_same_round(make, method)
     assert len(set(trained(cut))) == 3 * len(rows)
     twice = [entry for entry in set(trained(cut)) if trained(cut).count(entry) > 1]
     assert not twice, twice
+    row.lost = row.double = 0  # The bits are the same.
     devices = read_csv(cut.out / "devices.csv")
     lines = [
         (row["round_number"], row["client_id"], row["phase"]) for row in devices if row["phase"] != "idle"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from device_profiles.memory import peak_rss_bytes
+from device_profiles.memory import available_bytes, peak_rss_bytes
 
 resource = pytest.importorskip("resource", reason="this system has no resource module")
 
@@ -28,3 +28,32 @@ def test_without_vmhwm_the_unit_of_ru_maxrss_depends_on_the_system(
 
 def test_this_process_needs_megabytes_and_not_terabytes() -> None:
     assert 2**20 < peak_rss_bytes() < 2**40
+
+
+def grouped(root: Path, **limits: str) -> Path:
+    """A tree in which this process runs in system.slice/sparsefleet.service."""
+    group = root / "sys/fs/cgroup/system.slice/sparsefleet.service"
+    group.mkdir(parents=True)
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text("0::/system.slice/sparsefleet.service\n")
+    for name, text in limits.items():
+        folder = {"service": group, "slice": group.parent}[name]
+        (folder / "memory.max").write_text(f"{text}\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"service": "134217728"}, 128 << 20),
+        ({"service": "max", "slice": "134217728"}, 128 << 20),
+        ({"service": "268435456", "slice": "134217728"}, 128 << 20),
+    ],
+)
+def test_a_control_groups_limit_is_what_is_available(tmp_path: Path, limits, expected) -> None:
+    assert available_bytes(grouped(tmp_path, **limits)) == expected
+
+
+def test_without_a_limit_the_machine_is_what_there_is(tmp_path: Path) -> None:
+    assert available_bytes(grouped(tmp_path / "a", service="max")) > 64 << 20
+    assert available_bytes(tmp_path / "b") > 64 << 20
