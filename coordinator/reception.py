@@ -43,6 +43,8 @@ from protocol.transport import Packet, Transport
 
 log = logging.getLogger(__name__)
 
+MAX_REASONS = 1000
+
 RETRY_S = 1.0  # After the disk was full.
 
 JOIN_FACTS = (
@@ -187,15 +189,18 @@ class Reception:
     def _turn_away(self, client_id: str, error: NotAdmitted) -> None:
         """Note what nobody is known to have said: the first time, and each time that there were ten times more."""
         reason = "said before" if isinstance(error, Replayed) else str(error)
-        self._num_turned_away[client_id, reason] += 1
-        number = self._num_turned_away[client_id, reason]
-        # What was said before comes again by itself, now and then: brokers deliver at least once.
+        kind = client_id, reason
+        if kind not in self._num_turned_away and len(self._num_turned_away) >= MAX_REASONS:
+            kind = "", "of many kinds"  # Whoever makes up names and rubbish fills neither memory nor disk.
+        self._num_turned_away[kind] += 1
+        number = self._num_turned_away[kind]
         if isinstance(error, Cloned):
             log.error("quarantined client=%s reason=%s", client_id, error)
             self._folder.event("quarantined", client=client_id, reason=str(error))
+        # What was said before comes again by itself, now and then: brokers deliver at least once.
         if str(number).strip("0") == "1" and not (number == 1 and isinstance(error, Replayed)):
             log.warning("turned away client=%s times=%d reason=%s", client_id, number, error)
-            self._folder.event("turned-away", client=client_id, times=number, reason=reason)
+            self._folder.event("turned-away", client=kind[0], times=number, reason=kind[1])
 
     def repeat_task(self) -> None:
         """Ask again whoever has not answered: after a reconnect the first asking may be lost."""

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from coordinator import service
+from coordinator import reception, service
 from coordinator.admission import Admission
 from coordinator.experiment import CohortConfig, Experiment
 from coordinator.registry import Device, Registry
@@ -272,6 +272,22 @@ def test_a_chunk_of_a_stranger_is_fetched_again(tmp_path):
     assert spoiled == [None] * 3
 
 
+def test_made_up_names_fill_neither_memory_nor_disk(monkeypatch, tmp_path):
+    monkeypatch.setattr(reception, "MAX_REASONS", 50)
+    wire = Wire(tmp_path)
+
+    def make_up(task: Task) -> None:
+        for number in range(60):
+            wire.say(UPDATE, f"{task.round_number}-{number}", b"\xc1")
+
+    coordinator, clients = wire.federation("run", 1, make_up)
+    check_all_counted(wire, "run", clients, coordinator.run().weights)
+    turned = [event for event in wire.events("run") if event["event"] == "turned-away"]
+    assert len(turned) < 60
+    assert turned[-1]["reason"] == "of many kinds"
+    assert len(coordinator._reception._num_turned_away) == 51
+
+
 def test_a_false_coordinator_is_not_obeyed(tmp_path):
     wire = Wire(tmp_path)
     false = Trust(Key.generate(), 1)
@@ -346,7 +362,7 @@ def test_a_coordinator_of_version_0_1_is_spoken_to_without_signatures(tmp_path):
     wire.stranger.publish(TOPICS.of(HELLO), old, retain=True)
     for name, coordinator in (("a", None), ("b", wire.keys["coordinator"].public)):
         client = Client(wire.hub.connect, name, Trust(wire.keys[name], 1, coordinator), nothing)
-        said = [wire.stranger.receive(2) for _ in range(4)]
+        said = list(iter(lambda: wire.stranger.receive(0.5), None))
         joins = [
             decode(packet.payload) for packet in said if packet and packet.topic == TOPICS.of(STATE, name)
         ]
