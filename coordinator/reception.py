@@ -225,7 +225,7 @@ class Reception:
         elif isinstance(message, Leave) and self.fleet.leave(message):
             self._folder.event("client-lost", client=message.client_id, session=message.session)
             if open_ is not None:
-                open_.round.drop(message.client_id, "lost")
+                open_.round.drop(message.client_id, "lost", is_away=True)
 
     def _from_client(self, message: Message) -> None:
         open_ = self.open

@@ -8,7 +8,7 @@ values, and what the coordinator answers goes out as a return value.
          +---------------------------+
          v                           |
         OPEN ------------------------+
-         |   the quorum is met, nobody is left who could answer, or the deadline has passed
+         |   the quorum is met, nobody is left who could answer (once somebody has), or the deadline has passed
          v
        CLOSED    whatever comes now is late
 
@@ -52,6 +52,7 @@ class Round:
     is_asynchronous: bool = False  # What comes while the round is being closed still counts.
     standing: dict[str, Standing] = field(init=False)
     reasons: dict[str, str] = field(default_factory=dict)  # Why a client is out.
+    away: set[str] = field(default_factory=set)  # Who is out because it is gone: it may come back.
 
     def __post_init__(self) -> None:
         """Everybody has been asked."""
@@ -82,11 +83,13 @@ class Round:
         self.standing[client_id] = Standing.DONE
         return "accepted"
 
-    def drop(self, client_id: str, reason: str) -> None:
+    def drop(self, client_id: str, reason: str, is_away: bool = False) -> None:
         """A client refused, was lost, or sent rubbish. It does not count, unless it is done already."""
         if self.standing.get(client_id) in (Standing.ASKED, Standing.SENDING):
             self.standing[client_id] = Standing.OUT
             self.reasons[client_id] = reason
+            if is_away:
+                self.away.add(client_id)
 
     def rejoin(self, client_id: str, now_s: float) -> bool:
         """A restarted client is back. Return whether it should get the task again."""
@@ -98,6 +101,7 @@ class Round:
             return False
         self.standing[client_id] = Standing.ASKED
         self.reasons.pop(client_id, None)
+        self.away.discard(client_id)
         return True
 
     def is_closed(self, now_s: float) -> bool:
@@ -110,6 +114,14 @@ class Round:
 
     @property
     def is_settled(self) -> bool:
-        """Whether it is over before its deadline: quorum met, or nobody is left."""
+        """Whether it is over before its deadline: quorum met, or nobody is left.
+
+        As long as nobody has delivered, those who are gone are waited for: without an update a round is
+        wasted, and a network that failed for a moment may have taken everybody.
+        """
         num_done = len(self.of(Standing.DONE))
-        return num_done >= self.quorum or not (self.of(Standing.ASKED) or self.of(Standing.SENDING))
+        if num_done >= self.quorum:
+            return True
+        if self.of(Standing.ASKED) or self.of(Standing.SENDING):
+            return False
+        return num_done > 0 or not self.away

@@ -69,3 +69,15 @@ def test_a_lost_client_that_is_back_is_asked_again(open_round):
     assert open_round.announce("a", 3, 103) == "accepted"
     assert not open_round.rejoin("a", 110.0)  # Too late.
     assert not open_round.rejoin("stranger", 103)
+
+
+def test_a_round_without_updates_waits_for_those_who_are_gone(open_round):
+    open_round.drop("a", "out of memory")
+    for client in ("b", "c"):
+        open_round.drop(client, "lost", is_away=True)
+    assert not open_round.is_settled
+    assert open_round.rejoin("b", 101)
+    open_round.announce("b", 3, 101)
+    open_round.complete("b", 102)
+    assert open_round.is_settled  # Below the quorum, but c may never come back.
+    assert open_round.is_closed(110.0)

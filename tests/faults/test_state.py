@@ -62,17 +62,18 @@ class Chunks:
 def test_an_upload_cut_by_kills_goes_on_where_it_was(fault, mosquitto, home, federate):  # noqa: F811
     row = fault(2)
     with FaultProxy("127.0.0.1", mosquitto.port) as proxy:
-        one = prepared(federate(home, 1), mosquitto, rounds=1, proxy=proxy)
+        one = prepared(federate(home, 1), mosquitto, rounds=1, proxy=proxy, deadline_s=300)
         text = one.experiment.read_text()
         one.experiment.write_text(text.replace('name = "fedpai"\ndensity = 0.2', 'name = "fedavg"'))
         chunks = Chunks(mosquitto.url)
         begin(one)
-        proxy.set("rate", 8e6, "up")
+        proxy.set("rate", 3e6, "up")
         size = artifacts.read(home / "artifact").layout.size
         tenth = max(1, 4 * size * 9 // 10 // UPLOAD_CHUNK_BYTES // 10)  # Compressed by less than a tenth.
         for part in range(1, 10):
             until_s = time.monotonic() + 60
-            while len(set(chunks.arrived)) < part * tenth and time.monotonic() < until_s:
+            while len(set(chunks.arrived)) < part * tenth:
+                assert time.monotonic() < until_s, f"{len(set(chunks.arrived))} chunks after {part} kills"
                 time.sleep(0.005)
             one.kill(0)
             one.start_client(0, "--energy", "none")
