@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -198,7 +199,7 @@ def import_s() -> float:
 def test_a_third_of_the_clients_killed_at_any_step(fault, mosquitto, home, federate):
     """Their rounds close, they are missed at once, and they are back soon after they are started again."""
     row, clients, killed = fault(1), full(20, 6), full(6, 2)
-    one = prepared(federate(home, clients), mosquitto, 14, quorum=0.5, deadline_s=30)
+    one = prepared(federate(home, clients), mosquitto, 100_000, quorum=0.5, deadline_s=30)
     begin(one)
     await_rounds(one, 2, 180)
     draw = random.Random(1)
@@ -220,7 +221,8 @@ def test_a_third_of_the_clients_killed_at_any_step(fault, mosquitto, home, feder
                 back_s = watch.until(Join, {f"client-{number:03}"}, 60.0)
             row.recovered(max(back_s - import_s(), 0.0))
         row.trials += killed
-    one.finish(180)
+    one.coordinator.send_signal(signal.SIGINT)
+    one.coordinator.communicate(timeout=60)
     found = count(one)
     row.lost, row.double = found.lost, found.double
     assert (found.lost, found.double) == (0, 0)

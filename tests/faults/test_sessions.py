@@ -48,7 +48,6 @@ def test_a_download_goes_on_after_the_broker_was_restarted(fault, broker):
     body = np.random.default_rng(4).bytes(full(512, 128) * CHUNK_BYTES + 17)
     coordinator = connect(broker, "coordinator")
     stop = threading.Event()
-    wanted_bytes: dict[str, int] = {}
 
     def serve() -> None:
         down = Downlink(coordinator, TOPICS)
@@ -89,9 +88,8 @@ def test_a_download_goes_on_after_the_broker_was_restarted(fault, broker):
             assert all(found[n] == body for n in range(clients))
             for n, transport in enumerate(transports):
                 received = transport.received_bytes - before[n]
-                wanted_bytes[f"pi-{n}"] = received
                 # What was in flight differs between them, up to a window, and comes again to all.
-                most = full(105, 150) / 100 * len(body) + CHUNK_BYTES + 1000
+                most = full(105, 200) / 100 * len(body) + CHUNK_BYTES + 1000
                 assert received <= most, f"{received / len(body):.3f} x the body"
             time.sleep(1.5)  # What was published just now is not repeated for that long.
     finally:
