@@ -1,4 +1,8 @@
-"""python -m tests.faults.matrix RECORDS: from what tests recorded to docs/faults.json and docs/faults.md."""
+"""From what tests recorded to docs/faults.json and docs/faults.md.
+
+python -m tests.faults.matrix RECORDS             every row, from these records alone
+python -m tests.faults.matrix RECORDS --update    rows without a record here keep what stands in docs
+"""
 
 from __future__ import annotations
 
@@ -94,9 +98,23 @@ def rows_of_matrix() -> list[MatrixRow]:
     return load(HERE / "matrix.toml", Matrix).row
 
 
+def kept(
+    made: list[dict[str, Any]], before: list[dict[str, Any]], recorded: set[int]
+) -> list[dict[str, Any]]:
+    """Return the rows that were recorded, and of the others what stood there before."""
+    old = {entry["fault"]: entry for entry in before}
+    return [
+        entry if int(entry["fault"].partition(".")[0]) in recorded else old.get(entry["fault"], entry)
+        for entry in made
+    ]
+
+
 if __name__ == "__main__":
-    lines = Path(sys.argv[1]).read_text().splitlines()
-    made = merge(rows_of_matrix(), [json.loads(line) for line in lines])
+    records = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
+    made = merge(rows_of_matrix(), records)
+    if "--update" in sys.argv:
+        before = json.loads((DOCS / "faults.json").read_text())
+        made = kept(made, before, {record["number"] for record in records})
     (DOCS / "faults.json").write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
     (DOCS / "faults.md").write_text(markdown(made))
     missing = [entry["fault"] for entry in made if not entry["met"]]

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-from tests.faults.matrix import MatrixRow, markdown, merge, rows_of_matrix
+from tests.faults.matrix import MatrixRow, kept, markdown, merge, rows_of_matrix
 
 ROW = MatrixRow(3, "Broker killed", "none lost", ["test_a", "test_b"])
 
@@ -114,3 +114,9 @@ def test_a_failing_test_is_recorded_as_failed(tmp_path):
     good, bad = [json.loads(line) for line in records.read_text().splitlines()]
     assert (good["number"], good["test"], good["trials"], good["passed"]) == (3, "test_good", 2, True)
     assert (bad["number"], bad["recovery_s"], bad["passed"]) == (4, 1.5, False)
+
+
+def test_an_update_touches_only_rows_that_were_recorded():
+    made = [{"fault": "1. a", "met": False}, {"fault": "2. b", "met": True}, {"fault": "10. c", "met": False}]
+    before = [{"fault": "1. a", "met": True}, {"fault": "2. b", "met": False}]
+    assert kept(made, before, {2}) == [before[0], made[1], made[2]]
