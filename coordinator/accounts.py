@@ -17,6 +17,7 @@ from protocol.messages import Join
 
 TRAIN = "train"
 LAST_ROUNDS = 5
+SPAN_S = 600.0  # What is spent within it is one entry, at its latest time: a day of short rounds has 144.
 MOST_W = 1e5  # A rack. Infinity and what is no number are above it, too.
 
 
@@ -144,6 +145,9 @@ class Accounts:
 
     def _spend(self, account: Account, at_s: float, joules: float) -> None:
         kept = [spend for spend in account.device.spends if spend[0] > at_s - DAY_S]
+        if kept and kept[-1][0] // SPAN_S == at_s // SPAN_S:
+            latest_s, before_j = kept.pop()
+            at_s, joules = max(at_s, latest_s), joules + before_j
         account.device = replace(account.device, spends=(*kept, (at_s, joules)))
 
     def _see(

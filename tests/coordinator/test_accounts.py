@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.accounts import LAST_ROUNDS, Accounts
+from coordinator.accounts import LAST_ROUNDS, SPAN_S, Accounts
 from coordinator.cost_model import Step
 from coordinator.energy_cohort import DAY_S
 from protocol.messages import Join, Phase
@@ -129,3 +129,14 @@ def test_a_board_profile_foretells_the_first_round():
     made.join(JOIN, 0, 0.0)
     assert made.predicted_j("a", 10, 1.0) == pytest.approx(20.0)
     assert made.predicted_j("a", 10, 0.1) == pytest.approx(5.0)
+
+
+def test_days_of_short_rounds_take_little_memory_and_lose_no_joule():
+    made = books()
+    for number in range(20_000):
+        made.record("a", number, [train(1.0)], 1.0, 10.0 * number)
+    now_s = 10.0 * 19_999
+    entries = made.by_client["a"].device.spends
+    assert len(entries) <= DAY_S / SPAN_S + 1
+    # Of a day, and of no more than one span before it.
+    assert DAY_S / 10 <= spends(made, now_s) <= (DAY_S + SPAN_S) / 10

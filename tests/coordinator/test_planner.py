@@ -179,9 +179,5 @@ def test_a_resumed_run_knows_what_was_spent_and_when(tmp_path: Path):
     found = made.plan(turn(3), trusted, 2, 0.1)
     assert found.cohort == ["b"]
     assert found.resting["a"].startswith("over budget: 24 J spent, 8 J to come")
-    assert made.accounts.by_client["a"].device.spends == (
-        (10.0, 8.0),
-        (20.0, 8.0),
-        (20.0, 8.0),
-    )  # Rounds of 10 s.
+    assert made.accounts.by_client["a"].device.spends == ((20.0, 24.0),)  # Rounds of 10 s, as one.
     assert [step.density for step in made.accounts.by_client["a"].model.rounds] == [0.1, 0.1]
