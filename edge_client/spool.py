@@ -63,7 +63,8 @@ class Spool:
         if not path.is_file():
             return {}
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            # Opened here: of a damaged file NumPy leaves its own handle open.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
         except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise DataError(f"{path} is damaged ({error}); remove it to begin the run anew") from error

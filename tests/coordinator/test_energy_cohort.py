@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coordinator.energy_cohort import DAY_S, PATIENCE, Device, Limits, choose, rest
@@ -149,6 +149,7 @@ def test_the_choice_depends_on_nothing_else_and_keeps_the_limits(
     st.integers(0, 1000),
     st.integers(0, 8),
 )
+@example([1.0, 43.0, 43.0, 16.0, 16.0, 43.0, 43.0], 1, 0, 0)
 def test_nobody_starves_and_nobody_exceeds_its_budget(costs, count, seed, newcomers):
     """Rounds of a minute each; some devices join later, with nothing spent yet."""
     budget_j, minute_s, names = 300.0, 60.0, [f"d{n}" for n in range(len(costs))]
@@ -174,11 +175,11 @@ def test_nobody_starves_and_nobody_exceeds_its_budget(costs, count, seed, newcom
         for one in known:
             if one.client_id in choice.asked or one.client_id in choice.resting:
                 last[one.client_id] = number
-            elif able:
-                waited = (number - last[one.client_id]) / math.ceil(able / count)
+            elif able:  # In turns of the whole fleet: fewer are able when others rest.
+                waited = (number - last[one.client_id]) / math.ceil(len(names) / count)
                 longest = max(longest, math.ceil(waited))
     # Patience, then at most one turn of those who wait longer; and one more where the number of able ones changed.
-    assert longest <= PATIENCE + 3
+    assert longest <= PATIENCE + 2
     for name, cost in zip(names, costs, strict=True):
         assert sum(joules for _, joules in spends[name]) <= max(budget_j, cost) + 1e-6
 
