@@ -276,6 +276,7 @@ def test_a_falling_learning_rate_reaches_the_clients(home, tmp_path):
     assert moved[0] < 0.05 * moved[1]
 
 
+@pytest.mark.slow
 def test_sparsyfed_learns_with_pruned_activations(home, tmp_path):
     made = experiment(home, SPARSYFED, rounds=4, training=Training(1, 32, 0.3, weight_decay=1e-3))
     first = final(home, tmp_path / "a", made)

@@ -175,6 +175,7 @@ def check_all_counted(wire: Wire, name: str, clients: list[Client], weights) -> 
     )
 
 
+@pytest.mark.slow
 def test_recorded_messages_change_nothing_also_after_a_restart(fault, tmp_path):
     row = fault(16)
     wire = Wire(tmp_path)

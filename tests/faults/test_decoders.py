@@ -225,6 +225,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_in_a_message_costs_next_to_nothing(fault, name):
     row, bomb = fault(12), BOMBS[name]
@@ -245,6 +246,7 @@ def test_a_bomb_in_a_message_costs_next_to_nothing(fault, name):
         row.grew(min(cost.bytes for cost in costs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_in_a_manifest_is_refused(name, fault):
     """The coordinator's; it may have 4 MB, and is the one thing that is JSON."""

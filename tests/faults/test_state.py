@@ -141,6 +141,7 @@ def test_late_updates_are_told_so_and_counted(fault, tmp_path):
 # Row 13
 
 
+@pytest.mark.slow
 def test_values_that_are_no_numbers_or_too_large_count_for_nothing(fault, tmp_path):
     """One of ten clients; without it the same bits result, so that accuracy cannot drop."""
     row = fault(13)
@@ -230,6 +231,7 @@ def test_a_client_whose_disk_is_full_says_so_and_recovers(fault, mosquitto, home
     assert (row.lost, row.double) == (0, 0)
 
 
+@pytest.mark.slow
 def test_state_cut_short_at_any_byte_is_noticed(fault, tmp_path):
     row = fault(21)
     spool = Spool(tmp_path)
