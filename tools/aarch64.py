@@ -25,8 +25,17 @@ PACKAGES = "python3,libgomp1,libstdc++6"
 # What a device installs, and what the tests that run there need beside it. Not the newest
 # onnxruntime: 1.31.1 crashes while it is imported under bookworm's qemu 7.2, on any -cpu.
 WHEELS = (
-    "onnxruntime==1.24.1", "numpy", "msgspec", "zstandard", "psutil", "paho-mqtt", "cryptography", "onnx", "pytest", "hypothesis"
-)  # fmt: skip
+    "onnxruntime==1.24.1",
+    "numpy",
+    "msgspec",
+    "zstandard",
+    "psutil",
+    "paho-mqtt",
+    "cryptography",
+    "onnx",
+    "pytest",
+    "hypothesis",
+)
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux2014", "manylinux_2_17")
 
 

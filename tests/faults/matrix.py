@@ -20,7 +20,8 @@ DOCS = HERE.parent.parent / "docs"
 
 HEAD = """# The fault matrix
 
-Written by `make faults`, or row by row (`tests/faults/matrix.py --update`); what is not met has no test yet, failed, or was not run in full. Real processes and brokers, on one machine.
+Written by `make faults`, or row by row (`tests/faults/matrix.py --update`). What is not met has no test yet, failed, or
+was not run in full. Real processes and brokers, on one machine.
 *Lost*: an update that its client was told is accepted, and that is not in the aggregate. *Double*: counted twice.
 An empty cell: the fault has no such figure. The tests are in `tests/faults/matrix.toml`.
 
