@@ -347,8 +347,16 @@ class Reception:
             if self.fleet.reject(client_id, self._quarantine_after):
                 log.error("quarantined client=%s reason=%s", client_id, error)
                 self._folder.event("quarantined", client=client_id, reason=str(error))
-                if self._ledger is not None:
-                    self._ledger.quarantine(client_id, str(error))
+                self._remember_quarantine(client_id, str(error))
+
+    def _remember_quarantine(self, client_id: str, reason: str) -> None:
+        """Keep it over a restart. A full disk must not end the run for it: the client is kept out until then."""
+        if self._ledger is None:
+            return
+        try:
+            self._ledger.quarantine(client_id, reason)
+        except sqlite3.Error as error:
+            log.error("quarantine is forgotten with this process client=%s reason=%s", client_id, error)
 
     def _receipt(
         self,

@@ -63,7 +63,6 @@ def test_rounds_go_on_without_the_slowest_whose_update_counts_later(fault, metho
     assert float(rows[-1]["accuracy"]) > 0.7
     row = fault(8)
     row.trials = sum(int(line["stale"]) for line in training)
-    row.lost = row.double = 0
     opened = [event for event in events if event["event"] == "round-opened"]
     assert all(SLOW in event["cohort"] for event in opened)  # At work since an earlier round.
 

@@ -21,7 +21,7 @@ DOCS = HERE.parent.parent / "docs"
 HEAD = """# The fault matrix
 
 Written by `make faults`, or row by row (`tests/faults/matrix.py --update`). What is not met has no test yet, failed, or
-was not run in full. Real processes and brokers, on one machine.
+was not run in full. Rows may come from several runs, also on a busy machine. Real processes and brokers.
 *Lost*: an update that its client was told is accepted, and that is not in the aggregate. *Double*: counted twice.
 An empty cell: the fault has no such figure. The tests are in `tests/faults/matrix.toml`.
 
