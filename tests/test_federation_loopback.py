@@ -68,6 +68,14 @@ def final(home: Path, out: Path, made: Experiment) -> npt.NDArray[np.float32]:
     return simulate(made, clients(home), out).weights
 
 
+def test_a_run_ends_with_the_error_of_a_client(home, tmp_path):
+    def broken(*what):
+        raise RuntimeError("the observer is broken")
+
+    with pytest.raises(RuntimeError, match="the observer is broken"):
+        simulate(experiment(home, DENSE), clients(home), tmp_path / "run", observe=broken)
+
+
 PLAIN = Training(local_epochs=1, batch_size=32, learning_rate=0.05)
 
 

@@ -28,10 +28,10 @@ def test_sign_flipping_clients_cost_less_than_five_points_with_a_robust_rule(fau
     split(source="digits", out=tmp_path / "data", clients=CLIENTS, how="dirichlet", alpha=0.1, seed=0)
     encode = Daemon._encode
 
-    def flipped(self, task, method, vector, *rest):
+    def flipped(self, task, method, vector, *rest, **named):
         if self._config.client_id in LIARS:
             vector = SparseVector(vector.mask, -vector.values)
-        return encode(self, task, method, vector, *rest)
+        return encode(self, task, method, vector, *rest, **named)
 
     def accuracy(name: str, rule: str) -> float:
         made = Experiment(

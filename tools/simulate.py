@@ -6,7 +6,9 @@ CPU time cannot be told apart by client. It may be modelled (tools/lab/boards.py
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -31,6 +33,8 @@ from protocol.topics import Topics
 from protocol.transport import LoopbackHub
 from tools.lab.boards import ModelledBoard
 
+log = logging.getLogger(__name__)
+
 
 def simulate(
     experiment: Experiment,
@@ -46,6 +50,9 @@ def simulate(
     The run folder and the clients' state are made under `folder`. `observe` is told of each model that a
     client has trained, and of what it uploads. `backend` runs the clients' steps instead of ONNX Runtime;
     `boards` pay for them, by client id.
+
+    Raises:
+        Exception: what a client's daemon raised; the run has ended then.
     """
     artifact = Path(experiment.artifact)
     manifest = artifacts.read(artifact)
@@ -57,6 +64,21 @@ def simulate(
         is_regression=manifest.loss == artifacts.MSE,
     )
     hub, topics = LoopbackHub(), Topics(experiment.broker.fleet)
+    failures: list[Exception] = []
+
+    def clock() -> float:
+        # A coordinator waits for clients that are gone; those of a simulation do not come back.
+        if failures:
+            raise failures[0]
+        return time.monotonic()
+
+    def run(daemon: Daemon) -> None:
+        try:
+            daemon.run()
+        except Exception as error:
+            log.error("simulated client %s failed: %s", threading.current_thread().name, error)
+            failures.append(error)
+
     coordinator = Coordinator(
         experiment,
         experiment.name,
@@ -67,6 +89,7 @@ def simulate(
         RunFolder(folder, experiment),
         Evaluator(manifest, artifact, test.x, test.y, experiment.evaluation.threads),
         show,
+        clock,
     )
     threads = []
     for client_id, data in clients.items():
@@ -93,7 +116,7 @@ def simulate(
             observe=observe,
             backend=runs,
         )
-        threads.append(threading.Thread(target=daemon.run, name=client_id, daemon=True))
+        threads.append(threading.Thread(target=run, args=(daemon,), name=client_id, daemon=True))
         threads[-1].start()
     result = coordinator.run()
     for thread in threads:
