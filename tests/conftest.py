@@ -216,7 +216,9 @@ class Federation:
 
     def events(self) -> list[dict[str, Any]]:
         path = self.out / "events.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        written = path.read_text() if path.is_file() else ""
+        whole = written[: written.rfind("\n") + 1]  # The last line may be half written, as on a full disk.
+        return [json.loads(line) for line in whole.splitlines()]
 
     def await_event(self, timeout_s: float = 60.0, **wanted: Any) -> None:
         """Wait until an event with these fields was recorded."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -138,19 +139,28 @@ def test_hot_boards_rest_until_they_say_that_they_have_cooled_down(home, tmp_pat
     monkeypatch.setattr(daemon, "ANNOUNCE_S", 0.05)
     boards = {name: Warm(tmp_path / name) for name in NAMES}
 
+    written = tmp_path / "run" / "events.jsonl"
+
     def show(progress: Progress) -> None:
         if progress.row is not None and progress.round_number == 1:
             boards["client-003"].cool()
+            time.sleep(1.0)  # It says so within that time.
 
-    cooling = threading.Timer(0.5, lambda: [boards[name].cool() for name in NAMES[:3]])
+    def cool() -> None:
+        while not (written.is_file() and "all-resting" in written.read_text()):
+            time.sleep(0.05)
+        for name in NAMES[:3]:
+            boards[name].cool()
+
+    cooling = threading.Thread(target=cool, daemon=True)
     cooling.start()
     made = experiment(home, 6, choose="energy", temperature_ceiling_c=70.0, rest_s=3600.0)
     opened = run(home, tmp_path / "run", made, boards, show)
-    cooling.join()
+    cooling.join(10)
     assert opened[0]["cohort"]  # All rested at first; the run waited for one to be well.
     assert opened[0]["resting"]["client-003"] == "hot: 85 of 70 °C"
     assert opened[-1]["cohort"] == NAMES
-    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in written.read_text().splitlines()]
     waited = [event for event in events if event["event"] == "all-resting"]
     assert [sorted(event["resting"]) for event in waited] == [NAMES]
 

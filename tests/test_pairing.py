@@ -292,6 +292,8 @@ def test_devices_pair_with_a_coordinator_that_runs(tmp_path, monkeypatch):
     for thread in threads:
         thread.start()
     np.testing.assert_array_equal(coordinator.run().weights, 2.0)
+    for thread in threads:
+        thread.join(10)
     assert len(clients) == 3
     assert sorted(event["client"] for event in wire.events("run") if event["event"] == "client-paired") == [
         *CLIENTS

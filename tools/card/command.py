@@ -12,7 +12,7 @@ from pathlib import Path
 
 from protocol.errors import ConfigError
 from tools import wheelhouse
-from tools.card import cloud_init, firstrun, imager, jetson
+from tools.card import cloud_init, firstrun, image, imager, jetson
 from tools.card.flags import add_flags, settings_of
 from tools.card.payload import File
 from tools.card.settings import Settings
@@ -31,8 +31,19 @@ def run(options: argparse.Namespace) -> int:
     """Write the card, or show what would be written."""
     if options.imager is not None:
         return _list_for_imager(options)
-    chosen, system, way = find(options.board, options.os, options.out)
-    if not options.dry_run and not options.force and not is_boot_partition(options.out, way):
+    with image.opened(options.out, options.dry_run) as card:
+        report = _prepare(options, card)
+    if options.json:
+        print(json.dumps(report))
+    else:
+        _show(report, options)
+    return 0
+
+
+def _prepare(options: argparse.Namespace, card: Path) -> dict[str, object]:
+    """Write below the folder `card`, unless it is a dry run; return what is shown."""
+    chosen, system, way = find(options.board, options.os, card)
+    if not options.dry_run and not options.force and not is_boot_partition(card, way):
         looks = {"ssh": "a new or empty folder", "rootfs": "L4T's rootfs"}.get(
             way, "a boot partition (cmdline.txt, config.txt)"
         )
@@ -45,11 +56,11 @@ def run(options: argparse.Namespace) -> int:
             [] if options.dry_run else wheelhouse.download(str(_wheel(options)), Path(folder), system.target)
         )
         if options.keep:
-            files = _addition(settings, system, way, wheels, options.out)
+            files = _addition(settings, system, way, wheels, card)
         else:
-            files = _files(settings, system, way, wheels, options.out)
+            files = _files(settings, system, way, wheels, card)
         if not options.dry_run:
-            write(files, options.out)
+            write(files, card)
         described = [_described(file, settings) for file in files]
     if way == "ssh":
         notes.append(
@@ -59,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
         notes.append(
             f"before flash.sh: tools/l4t_create_default_user.sh -u {settings.user} -n {settings.name} --accept-license"
         )
-    report = {
+    return {
         "board": options.board,
         "os": chosen,
         "way": way,
@@ -70,11 +81,6 @@ def run(options: argparse.Namespace) -> int:
         "wheels": f"{_wheel_name(options)}[device] for Python {system.target.python}, glibc 2.{system.target.glibc}",
         "notes": notes,
     }
-    if options.json:
-        print(json.dumps(report))
-    else:
-        _show(report, options)
-    return 0
 
 
 def _list_for_imager(options: argparse.Namespace) -> int:

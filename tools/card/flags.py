@@ -21,7 +21,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("--board", required=True, help=f"one of {', '.join(sorted(OF_BOARD))}")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the card's boot partition, mounted"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the card's boot partition, mounted, or an image file",
     )
     parser.add_argument(
         "--os", default="auto", choices=["auto", *SYSTEMS], help="default: what the card says"
