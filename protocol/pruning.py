@@ -17,6 +17,10 @@ from protocol.sparse import Indices, Mask, SparseVector, num_kept, top_k
 
 Scope = Literal["global", "layer"]
 
+# Below so many prunable weights, ranking over the whole model near initialisation empties layers.
+SMALL_MODEL = 1_000_000
+SMALL_FLOOR = 0.5
+
 
 def prune(
     vector: SparseVector, layout: Layout, density: float, scope: Scope = "global", floor: float = 0.0
@@ -53,6 +57,21 @@ def largest(
     rest[first] = -np.inf
     more = top_k(rest, min(kept, scores.size) - first.size)
     return np.sort(np.concatenate([first, more])).astype(np.int32)
+
+
+def floor_of(given: float | None, layout: Layout) -> float:
+    """Return the least share of the target density that each layer keeps: as given, else by the model's size."""
+    if given is not None:
+        return given
+    return SMALL_FLOOR if layout.num_prunable < SMALL_MODEL else 0.0
+
+
+def emptied(mask: Mask, layout: Layout) -> str:
+    """Return what is wrong where layers have lost every weight, which can never come back; "" if none has."""
+    empty = [name for name, density in densities(mask, layout).items() if density == 0]
+    if not empty:
+        return ""
+    return f"no weight is left in {', '.join(empty)}: raise density or floor"
 
 
 def stored_parts(mask: Mask, layout: Layout) -> list[tuple[slice, int]]:

@@ -19,13 +19,15 @@ from typing import Annotated, ClassVar, Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from protocol.errors import ConfigError
 from protocol.layout import Layout, Vector
 from protocol.messages import Training
 from protocol.method import TRAIN, Batch, Global, LocalTraining, Mean, Memory, Method, Turn
+from protocol.pruning import emptied, floor_of, largest
 from protocol.saliency import grasp, snip, without_data
-from protocol.sparse import Mask, SparseVector, num_kept, top_k
+from protocol.sparse import Indices, Mask, SparseVector, num_kept, top_k
 
 SCORE = "score"
 
@@ -41,6 +43,8 @@ class FedPaI(Method, frozen=True):
     score: Literal["grasp", "snip", "synflow", "magnitude", "random"] = "grasp"
     temperature: Annotated[float, msgspec.Meta(gt=0)] = 200.0  # Of the logits in GraSP's loss.
     examples_per_class: Annotated[int, msgspec.Meta(ge=1)] = 10  # Fewer where a client has fewer.
+    # Not in the paper: least share of the density that each layer keeps; without a value 0.5 for small models, else 0.
+    floor: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
 
     @property
     def needs_data(self) -> bool:
@@ -113,7 +117,7 @@ class FedPaI(Method, frozen=True):
         if "mask" not in memory:
             batches = local.scoring_batches(self.examples_per_class)
             scores = self.scores(received["initial"], batches, local)
-            memory["mask"] = top_k(scores, num_kept(self.density, layout.num_prunable))
+            memory["mask"] = self.places(scores, layout)
         return local.fit(weights.restrict(Mask.of_model(memory["mask"], layout)))
 
     def scores(self, model: SparseVector, batches: Sequence[Batch], local: LocalTraining) -> Vector:
@@ -121,6 +125,11 @@ class FedPaI(Method, frozen=True):
         if self.score == "snip":
             return snip(model, batches, local)
         return grasp(model, batches, local, self.temperature)
+
+    def places(self, scores: npt.NDArray[np.floating], layout: Layout) -> Indices:
+        """Return the prunable positions that scores of the client's data keep."""
+        everywhere = Mask.full(layout.num_prunable)
+        return largest(scores, everywhere, layout, self.density, floor=floor_of(self.floor, layout))
 
     # Server half
 
@@ -136,12 +145,16 @@ class FedPaI(Method, frozen=True):
 
     def aggregate(self, turn: Turn, current: Global, mean: Mean, layout: Layout) -> Global:
         """Take the mask from the mean score; add the mean delta; or keep the top kappa of the mean."""
-        kept = num_kept(self.density, layout.num_prunable)
         if turn.stage == SCORE:
-            mask = Mask.of_model(top_k(mean.values, kept), layout)
+            mask = Mask.of_model(self.places(mean.values, layout), layout)
             return Global(SparseVector.of(current.weights, mask).dense(), mask)
         if self.masks == "shared":
             return Global((current.weights + mean.values).astype(np.float32), current.mask)
         weights = mean.values.astype(np.float32)
+        kept = num_kept(self.density, layout.num_prunable)
         mask = Mask.of_model(top_k(np.abs(weights[: layout.num_prunable]), kept), layout)
         return Global(SparseVector.of(weights, mask).dense(), mask)
+
+    def alarm(self, current: Global, layout: Layout) -> str:
+        """A layer without weights passes nothing on: the model answers with chance."""
+        return emptied(current.mask, layout)

@@ -29,11 +29,14 @@ class FedPaIProxSkip(ProxSkip, frozen=True):
     variant: Literal["dense"] = "dense"
     score: Literal["grasp", "snip", "synflow", "magnitude", "random"] = "grasp"
     examples_per_class: Annotated[int, msgspec.Meta(ge=1)] = 10
+    floor: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
 
     @property
     def pai(self) -> FedPaI:
         """The method that makes the mask."""
-        return FedPaI(self.density, score=self.score, examples_per_class=self.examples_per_class)
+        return FedPaI(
+            self.density, score=self.score, examples_per_class=self.examples_per_class, floor=self.floor
+        )
 
     @property
     def first_round(self) -> int:

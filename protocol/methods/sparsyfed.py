@@ -26,7 +26,7 @@ import numpy.typing as npt
 from protocol.layout import PRUNABLE, Layout, Vector
 from protocol.method import Global, LocalStep, LocalTraining, Memory, Turn
 from protocol.methods.topk import TopK
-from protocol.pruning import densities, stored_parts
+from protocol.pruning import densities, emptied, stored_parts
 from protocol.seeded import words
 from protocol.sparse import Mask, SparseVector
 
@@ -131,10 +131,7 @@ class SparsyFed(TopK, frozen=True):
 
     def alarm(self, current: Global, layout: Layout) -> str:
         """A layer without weights can never get one again."""
-        empty = [name for name, density in densities(current.mask, layout).items() if density == 0]
-        if not empty:
-            return ""
-        return f"no weight is left in {', '.join(empty)}: raise density or floor, or set scope = 'layer'"
+        return emptied(current.mask, layout)
 
 
 class Powerpropagation(LocalStep):

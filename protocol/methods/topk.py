@@ -14,12 +14,8 @@ import numpy as np
 
 from protocol.layout import Layout
 from protocol.method import Global, LocalTraining, Mean, Memory, Method, Turn
-from protocol.pruning import Scope, prune, support
+from protocol.pruning import Scope, floor_of, prune, support
 from protocol.sparse import Mask, SparseVector
-
-# Below so many prunable weights, pruning over the whole model near initialisation empties layers.
-SMALL_MODEL = 1_000_000
-SMALL_FLOOR = 0.5
 
 
 class TopK(Method, frozen=True):
@@ -52,9 +48,7 @@ class TopK(Method, frozen=True):
 
     def kept(self, trained: SparseVector, turn: Turn, layout: Layout) -> SparseVector:
         """Prune to the round's density."""
-        floor = self.floor
-        if floor is None:
-            floor = SMALL_FLOOR if layout.num_prunable < SMALL_MODEL else 0.0
+        floor = floor_of(self.floor, layout)
         return prune(trained, layout, self.density_in(turn.number), self.scope, floor)
 
     def density_in(self, round_number: int) -> float:

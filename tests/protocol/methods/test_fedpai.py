@@ -71,6 +71,26 @@ def test_a_flat_loss_scores_nothing_instead_of_dividing_by_zero():
     np.testing.assert_array_equal(scores, 0.0)
 
 
+TWO_LAYERS = Layout.of([("first", (10,), PRUNABLE), ("second", (90,), PRUNABLE), ("b", (1,), DENSE)])
+
+
+@pytest.mark.parametrize(
+    ("floor", "kept", "words"),
+    [(0.0, (0, 20), "no weight is left in first"), (None, (1, 19), ""), (1.0, (2, 18), "")],
+)
+def test_a_floor_keeps_layers_alive_and_an_emptied_one_is_an_alarm(floor, kept, words):
+    method, initial = FedPaI(0.2, floor=floor), weights(101)
+    scores = np.arange(100.0)  # The first layer has the least.
+    current = method.begin(TWO_LAYERS, initial)
+    following = method.aggregate(turn(SCORE), current, Mean(scores, 2), TWO_LAYERS)
+    places = following.mask.below(100).indices
+    assert ((places < 10).sum(), (places >= 10).sum()) == kept
+    assert method.alarm(following, TWO_LAYERS).startswith(words)
+    assert bool(method.alarm(following, TWO_LAYERS)) is bool(words)
+    personal = FedPaI(0.2, floor=floor, masks="personal").places(scores, TWO_LAYERS)
+    np.testing.assert_array_equal(personal, places)
+
+
 def test_shared_masks_come_from_the_mean_score_and_store_what_is_never_pruned():
     method, layout = FedPaI(0.4), Quadratic(np.eye(6)).layout
     assert method.first_round == 0
