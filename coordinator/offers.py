@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,6 +25,15 @@ from protocol.seeded import initial as draw
 from protocol.sparse import Mask, SparseVector
 
 WORTH_IT = 0.95  # A change must be so much smaller, since both bodies are kept on offer.
+
+
+class _Bodies(NamedTuple):
+    """What a round's tasks say of its bodies: fields of Task."""
+
+    blobs: dict[str, BlobRef]
+    seeded: list[str]
+    bases: dict[str, str]
+    stored: dict[str, int]
 
 
 class Offers:
@@ -59,7 +69,7 @@ class Offers:
 
         Tasks differ only in when the coordinator has averaged whom, and in `steps`: the most that a client makes.
         """
-        blobs, seeded, bases = self._publish(turn, current)
+        bodies = self._publish(turn, current)
         task = Task(
             run=self._run,
             round_number=turn.number,
@@ -70,22 +80,20 @@ class Offers:
             seed=turn.seed,
             deadline_s=self._experiment.cohort.deadline_s,
             artifact=self._artifact,
-            blobs=blobs,
             values=self._experiment.wire.upload_values,
             side=self._experiment.wire.side_values,
-            bases=bases,
             initial=self._seeded,
-            seeded=seeded,
             instance=self._instance,
+            **bodies._asdict(),
         )
         made = {}
         for client_id in cohort:
-            averaged, bodies = commits.last.get(client_id), dict(blobs)
+            averaged, blobs = commits.last.get(client_id), dict(bodies.blobs)
             if averaged is not None and self._method.keeps_means:
-                bodies["mean"] = self._down.offer(commits.mean(averaged))
+                blobs["mean"] = self._down.offer(commits.mean(averaged))
             local_steps = steps.get(client_id, 0)
             made[client_id] = msgspec.structs.replace(
-                task, averaged=averaged, blobs=bodies, local_steps=local_steps
+                task, averaged=averaged, blobs=blobs, local_steps=local_steps
             )
         return made
 
@@ -110,15 +118,14 @@ class Offers:
             side=wire.side_values,
         )
 
-    def _publish(self, turn: Turn, current: Global) -> tuple[dict[str, BlobRef], list[str], dict[str, str]]:
-        """Return the bodies on offer, the names of those that clients draw, and what changes are of.
+    def _publish(self, turn: Turn, current: Global) -> _Bodies:
+        """Put them on offer.
 
         Where the mask moves, a body comes in full and as a change of the last round's mask: who was there
         takes the change.
         """
-        blobs: dict[str, BlobRef] = {}
-        seeded: list[str] = []
-        bases: dict[str, str] = {}
+        found = _Bodies({}, [], {}, {})
+        blobs, seeded, bases, stored = found
         last, self._last_mask = self._last_mask, current.mask
         if self._is_fixed(current):
             bare = SparseVector(current.mask, np.zeros(current.mask.nnz, np.float32))
@@ -126,6 +133,7 @@ class Offers:
             ends = self._layout.ends_of(num_prunable)
             blobs["mask"] = self._down.offer(codec.encode(bare, num_prunable, "f16", ends=ends))
         for name, vector in self._method.broadcast(turn, current, self.initial, self._layout).items():
+            stored[name] = vector.mask.nnz
             if self._seeded is not None and np.array_equal(vector.values, self.initial):
                 seeded.append(name)
             else:
@@ -136,7 +144,7 @@ class Offers:
                 change = self.encode(vector, current, last)
                 if len(change) < WORTH_IT * len(full):
                     blobs[f"{name}.change"], bases[name] = self._down.offer(change), last.digest
-        return blobs, seeded, bases
+        return found
 
     def _is_fixed(self, current: Global) -> bool:
         return self._method.fixed_mask and current.mask.nnz < self._layout.size

@@ -53,6 +53,8 @@ REST_TICK_S = 1.0
 FAREWELL_S = 1.0
 # Within this time clients are back after a restart: twice the longest pause between their attempts.
 RETURN_S = 30.0
+# What waits is heard before a round; a flood does not keep it from opening.
+CATCH_UP_S = 1.0
 # Packets after which updates are made durable although more wait: one sync to disk serves many.
 SETTLE_EVERY = 32
 
@@ -269,6 +271,7 @@ class Coordinator:
             ConfigError: every device rests, and none will ever be well.
         """
         number, fleet, is_told = turn.number, self._reception.fleet, False
+        self._catch_up()
         if self._before is not None:
             expected, self._before = set(self._before.present), None
             self._pump(lambda: expected.issubset(fleet.present), RETURN_S)
@@ -291,6 +294,12 @@ class Coordinator:
                 self._folder.event("all-resting", round=number, resting=plan.resting)
                 is_told = True
             self._pump(lambda: False, REST_TICK_S)
+
+    def _catch_up(self) -> None:
+        """Hear what came while the last model was evaluated: who has left, or is too hot, is not asked."""
+        until_s = self._clock() + CATCH_UP_S
+        while self._clock() < until_s and (packet := self._transport.receive(0.0)) is not None:
+            self._reception.handle(packet)
 
     def _density(self, current: Global) -> float:
         return current.mask.below(self._manifest.layout.num_prunable).density

@@ -33,7 +33,8 @@ def available_bytes(root: Path = Path("/")) -> int:
     """Return what this process may have resident in all, in bytes.
 
     That is until the machine has to swap, or until the limit of the control group that it runs in, as
-    a systemd service with MemoryMax does (cgroup v2: memory.max of the group and of those above it).
+    a systemd service with MemoryMax does (cgroup v2: memory.max of the group and of those above it; v1, as
+    JetPack 4 and 5 have it: memory.limit_in_bytes).
     """
     machine = int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
     limit = _group_limit_bytes(root)
@@ -41,22 +42,30 @@ def available_bytes(root: Path = Path("/")) -> int:
 
 
 def _group_limit_bytes(root: Path) -> int | None:
+    """Return the least limit of the groups that this process is in and of those above them; None: no limit."""
     try:
-        found = re.search(r"^0::/(.*)$", (root / "proc/self/cgroup").read_text(), re.MULTILINE)
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return None
-    if found is None:
-        return None
-    top = root / "sys/fs/cgroup"
-    group = top / found[1]
-    limits = []
+    limits, mount = [], root / "sys/fs/cgroup"
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            limits += _limits(mount, path, "memory.max")
+        elif "memory" in controllers.split(","):
+            limits += _limits(mount / "memory", path, "memory.limit_in_bytes")
+    return min(limits, default=None)
+
+
+def _limits(top: Path, path: str, name: str) -> list[int]:
+    group, found = top / path.lstrip("/"), []
     for folder in (group, *group.parents):
         if folder != top and top not in folder.parents:
             break
         try:
-            text = (folder / "memory.max").read_text().strip()
+            text = (folder / name).read_text().strip()
         except OSError:
             continue
-        if text.isdigit():  # Or "max": none.
-            limits.append(int(text))
-    return min(limits, default=None)
+        if text.isdigit():  # Or "max": none. Version 1 has 2**63 less a page for it.
+            found.append(int(text))
+    return found

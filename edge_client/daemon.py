@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,9 @@ from protocol.sparse import Mask, SparseVector
 
 log = logging.getLogger(__name__)
 
-ANNOUNCE_S = 60.0  # A waiting board tells so often how it is, where it can tell.
+# A waiting board looks so often how it is. It tells at once that it is slowed or no longer so,
+WATCH_S = 1.0
+ANNOUNCE_S = 60.0  # and its temperature and charge so often.
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_FILE_BYTES = 256 << 20
 
@@ -142,8 +145,9 @@ class Daemon:
         """Return the next order; what waiting costs goes with the task's other phases."""
         notify.status("joined, waiting for a task")
         with self._meter.phase(IDLE):
-            while (order := self._link.next_order(ANNOUNCE_S)) is None:
-                if self._meter.seen_now() != Seen():
+            while (order := self._link.next_order(min(WATCH_S, ANNOUNCE_S))) is None:
+                seen, is_due = self._meter.seen_now(), time.monotonic() >= self._announced_s + ANNOUNCE_S
+                if ",".join(seen.throttling) != self._join.throttling or (is_due and seen != Seen()):
                     self._announce()
         return order
 
@@ -157,6 +161,7 @@ class Daemon:
             battery_percent=seen.battery_percent,
         )
         self._link.announce(self._join)
+        self._announced_s = time.monotonic()
 
     def _serve(self, task: Task) -> None:
         """Do one task, whatever happens."""
@@ -189,17 +194,19 @@ class Daemon:
         with self._meter.phase("receive") as span:
             before = wire.received_bytes, wire.sent_bytes
             manifest = self._manifest(task)
-            # What is never pruned is the least that any task stores: no body is fetched in vain.
-            self._afford(task, method, manifest, manifest.layout.size - manifest.layout.num_prunable)
+            inputs = method.inputs(turn, memory)
+            # No body is fetched in vain; a board that is too small would not live to decode it.
+            least = manifest.layout.size - manifest.layout.num_prunable
+            self._afford(task, method, manifest, max([least, *(task.stored.get(name, 0) for name in inputs)]))
             self._fetch_artifact(task, manifest, saved)
-            bodies = self._bodies(task, method.inputs(turn, memory), manifest)
+            bodies = self._bodies(task, inputs, manifest)
             span.received_bytes, span.sent_bytes = (
                 wire.received_bytes - before[0],
                 wire.sent_bytes - before[1],
             )
         with self._meter.phase("decode"):
             received = {name: self._body(data, manifest) for name, data in bodies.items()}
-            for name in set(method.inputs(turn, memory)) & set(task.seeded):
+            for name in set(inputs) & set(task.seeded):
                 received[name] = _drawn(task, manifest.layout)
         self._afford(task, method, manifest, max((v.mask.nnz for v in received.values()), default=0))
         with self._meter.phase("train") as span:

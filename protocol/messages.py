@@ -127,6 +127,9 @@ class Task(Message, frozen=True, tag="task"):
     seeded: list[Name] = []  # Bodies that are the initial model: drawn, not fetched.
     instance: Text = ""  # Tells runs of one name apart; what a client remembers of another does not count.
     local_steps: Count = 0  # Of local training, at most; 0: as many as its epochs have.
+    stored: dict[
+        Name, Count
+    ] = {}  # Weights that each body stores: a device plans its memory before it fetches.
 
 
 class Want(Message, frozen=True, tag="want"):

@@ -165,6 +165,44 @@ def test_hot_boards_rest_until_they_say_that_they_have_cooled_down(home, tmp_pat
     assert [sorted(event["resting"]) for event in waited] == [NAMES]
 
 
+class Throttled(Warm):
+    """A Raspberry Pi whose firmware says that it is slowed."""
+
+    def __init__(self, root: Path) -> None:
+        self.word = root / "sys/devices/platform/soc/soc:firmware/get_throttled"
+        trees.write(root, {str(self.word): "0"})
+        super().__init__(root)
+
+    def slow(self, is_so: bool) -> None:
+        self.word.write_text(
+            "50005\n" if is_so else "50000\n"
+        )  # Under-voltage and throttled; sticky bits stay.
+
+
+@pytest.mark.slow
+def test_a_slowed_board_is_left_alone_within_two_seconds(fault, home, tmp_path):
+    row = fault(23)
+    boards = {name: Throttled(tmp_path / name) for name in NAMES}
+    for board in boards.values():
+        board.cool()
+    slowed = {1: ("client-001", True), 3: ("client-001", False), 4: ("client-002", True)}
+
+    def show(progress: Progress) -> None:
+        if progress.row is not None and progress.round_number in slowed:
+            name, is_so = slowed[progress.round_number]
+            boards[name].slow(is_so)
+            time.sleep(2.0)  # Nobody is asked meanwhile: it is said by a board that waits.
+            row.trials += 1
+
+    opened = run(home, tmp_path / "run", experiment(home, 5, choose="energy", rest_s=3600.0), boards, show)
+    resting = [sorted(event.get("resting", ())) for event in opened]
+    assert resting == [[], ["client-001"], ["client-001"], [], ["client-002"]]
+    assert opened[1]["resting"]["client-001"] == "slowed: throttled,under-voltage"
+    assert [
+        name in event["cohort"] for event, names in zip(opened, resting, strict=True) for name in names
+    ] == [False] * 3
+
+
 class Unplugged:
     """A board whose monitor is read through real files of a recorded tree."""
 

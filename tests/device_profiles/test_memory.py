@@ -54,6 +54,18 @@ def test_a_control_groups_limit_is_what_is_available(tmp_path: Path, limits, exp
     assert available_bytes(grouped(tmp_path, **limits)) == expected
 
 
+def test_a_limit_of_control_groups_version_1_counts_too(tmp_path: Path) -> None:
+    group = tmp_path / "sys/fs/cgroup/memory/system.slice/sparsefleet.service"
+    group.mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(
+        "4:cpu,memory:/system.slice/sparsefleet.service\n1:name=systemd:/x\n0::/\n"
+    )
+    (group / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    (group.parent / "memory.limit_in_bytes").write_text("134217728\n")
+    assert available_bytes(tmp_path) == 128 << 20
+
+
 def test_without_a_limit_the_machine_is_what_there_is(tmp_path: Path) -> None:
     assert available_bytes(grouped(tmp_path / "a", service="max")) > 64 << 20
     assert available_bytes(tmp_path / "b") > 64 << 20
