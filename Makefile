@@ -18,9 +18,10 @@ $(INSTALLED): pyproject.toml CMakeLists.txt $(KERNELS)
 demo: $(INSTALLED) ## Train a small federation on this machine: sparse beside dense, with bytes and joules
 	$(BIN)/sparsefleet demo
 
-test: $(INSTALLED) ## Run every test
+test: $(INSTALLED) ## Run every test: those of check, then the slow ones
 	tools/install-test-tools
-	$(BIN)/python -m pytest
+	$(MAKE) check
+	$(BIN)/python -m pytest -m slow
 
 check: $(INSTALLED) ## Format, lint, types, C++ warnings as errors, the quick tests
 	$(BIN)/ruff format --check .
@@ -28,7 +29,7 @@ check: $(INSTALLED) ## Format, lint, types, C++ warnings as errors, the quick te
 	$(BIN)/mypy
 	$(BIN)/cmake -S . -B build/check -DSPARSEFLEET_WERROR=ON -DSKBUILD_STATE=check >/dev/null
 	$(BIN)/cmake --build build/check --parallel
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 3 --dist loadfile
 
 bench: $(INSTALLED) ## Measure training steps, layers and memory of this machine into runs/bench; many minutes
 	$(BIN)/sparsefleet bench --out runs/bench
