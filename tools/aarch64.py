@@ -34,6 +34,7 @@ WHEELS = (
     "cryptography",
     "onnx",
     "pytest",
+    "pytest-timeout",  # The project's settings of pytest have its option.
     "hypothesis",
 )
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux2014", "manylinux_2_17")
@@ -79,8 +80,8 @@ def board(folder: Path, source: Path) -> Board:
         raise Missing(f"{', '.join(missing)} not found; run tools/install-test-tools")
     folder.mkdir(parents=True, exist_ok=True)
     root, site = folder / "root", folder / "site"
-    _once(root, _root)
-    _once(site, _site)
+    _once(root, _root, f"{RELEASE} {PACKAGES}")
+    _once(site, _site, " ".join(WHEELS))
     return Board(root, site, _library(folder / "kernels", source))
 
 
@@ -89,14 +90,14 @@ def _which(tool: str) -> str | None:
     return shutil.which(tool, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
 
-def _once(folder: Path, make: Callable[[Path], None]) -> None:
-    """Make a folder unless an earlier run finished; one without its mark is made anew."""
+def _once(folder: Path, make: Callable[[Path], None], content: str) -> None:
+    """Make a folder unless an earlier run finished it with the same content, as its mark says."""
     mark = folder.with_suffix(".done")
-    if mark.exists():
+    if mark.is_file() and mark.read_text() == content:
         return
     shutil.rmtree(folder, ignore_errors=True)
     make(folder)
-    mark.touch()
+    mark.write_text(content)
 
 
 def _run(*command: str | Path, given: bytes | None = None) -> bytes:
