@@ -21,7 +21,7 @@ demo: $(INSTALLED) ## Train a small federation on this machine: sparse beside de
 test: $(INSTALLED) ## Run every test: those of check, then the slow ones
 	tools/install-test-tools
 	$(MAKE) check
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
 
 check: $(INSTALLED) ## Format, lint, types, C++ warnings as errors, the quick tests
 	$(BIN)/ruff format --check .

@@ -186,6 +186,8 @@ def test_a_cut_keeps_clients_out_for_its_length(proxy, coordinator, device):
     until(lambda: device.connections == 2)
     assert time.monotonic() - begin_s >= 2.5
     assert proxy.counts["refused"] >= 1
+    until(lambda: send(coordinator, 1) and device.receive(0.1))  # It has subscribed again.
+    received(device)
     assert send(coordinator, 2) == received(device)
 
 
