@@ -37,14 +37,14 @@ bench: $(INSTALLED) ## Measure training steps, layers and memory of this machine
 faults: $(INSTALLED) ## Inject every fault, with all trials, and write docs/faults.md; an hour and the soak's length
 	tools/install-test-tools
 	rm -f runs/faults.jsonl; mkdir -p runs
-	-SPARSEFLEET_FAULTS=$(CURDIR)/runs/faults.jsonl $(BIN)/python -m pytest
+	-SPARSEFLEET_FAULTS=$(CURDIR)/runs/faults.jsonl $(BIN)/python -m pytest --timeout 0
 	$(BIN)/python -m tests.faults.matrix runs/faults.jsonl
 
 soak: $(INSTALLED) ## Twenty clients and a random fault every ten seconds for SPARSEFLEET_SOAK_S (two hours)
-	SPARSEFLEET_SOAK_S=$${SPARSEFLEET_SOAK_S:-7200} $(BIN)/python -m pytest tests/faults/test_soak.py -s
+	SPARSEFLEET_SOAK_S=$${SPARSEFLEET_SOAK_S:-7200} $(BIN)/python -m pytest tests/faults/test_soak.py -s --timeout 0
 
 fuzz: $(INSTALLED) ## Feed every decoder with rubbish for SPARSEFLEET_FUZZ_S (30 minutes)
-	SPARSEFLEET_FUZZ_S=$${SPARSEFLEET_FUZZ_S:-1800} $(BIN)/python -m pytest tests/fuzz
+	SPARSEFLEET_FUZZ_S=$${SPARSEFLEET_FUZZ_S:-1800} $(BIN)/python -m pytest tests/fuzz --timeout 0
 
 wheels: $(INSTALLED) ## Build the wheels for boards (aarch64) and for this machine into dist/
 	$(BIN)/python -m tools.wheels dist
