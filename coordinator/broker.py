@@ -34,6 +34,7 @@ from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from amqtt.session import Session
 
 from protocol import topics
+from protocol.broker_url import EVERYWHERE
 from protocol.errors import ConfigError, TransportError
 from protocol.topics import Topics, check_name
 
@@ -245,7 +246,7 @@ class EmbeddedBroker:
     @property
     def url(self) -> str:
         """Where clients on this machine connect."""
-        host = "127.0.0.1" if self._bind in ("0.0.0.0", "") else self._bind  # noqa: S104
+        host = "127.0.0.1" if self._bind in EVERYWHERE else self._bind
         return f"{'mqtts' if self._certificate else 'mqtt'}://{host}:{self._port}"
 
     def start(self) -> None:

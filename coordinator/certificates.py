@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from protocol.broker_url import local_name
 from protocol.durable import replace_file
 from protocol.errors import ConfigError
 
@@ -120,8 +121,7 @@ def server_files(home: Path, names: list[str], renew: bool = False) -> tuple[Pat
 
 def own_names() -> list[str]:
     """Return the names and addresses by which this machine may be reached, now."""
-    host = socket.gethostname()
-    names = {"localhost", "127.0.0.1", "::1", host, f"{host.partition('.')[0]}.local"}
+    names = {"localhost", "127.0.0.1", "::1", socket.gethostname(), local_name()}
     for addresses in psutil.net_if_addrs().values():
         for address in addresses:
             if address.family == socket.AF_INET:  # Those of IPv6 change by the day.

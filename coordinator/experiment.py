@@ -29,6 +29,7 @@ import msgspec
 
 from coordinator.asynchronous import AsynchronousConfig
 from coordinator.robust import AggregationConfig
+from protocol.broker_url import is_loopback_host
 from protocol.config import load
 from protocol.errors import ConfigError
 from protocol.messages import Name, Setting, Training
@@ -107,7 +108,20 @@ class BrokerConfig(msgspec.Struct, forbid_unknown_fields=True):
     password: str = ""  # Better: environment variable SPARSEFLEET_PASSWORD.
     bind: str = "127.0.0.1"  # Of the embedded broker; any other address needs client_password, and has TLS.
     client_password: str = ""  # Of the user "device" at the embedded broker; empty makes one up.
-    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 1883  # 0 takes any free port.
+    # Of the embedded broker. "auto": 8883 with TLS and 1883 without; 0 takes any free port.
+    port: Literal["auto"] | Annotated[int, msgspec.Meta(ge=0, le=65535)] = "auto"
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether the embedded broker encrypts: beyond this machine, unless told otherwise."""
+        return not is_loopback_host(self.bind) and not self.plaintext
+
+    @property
+    def listens_on(self) -> int:
+        """The embedded broker's port."""
+        if self.port == "auto":
+            return 8883 if self.has_tls else 1883
+        return self.port
 
 
 class SecurityConfig(msgspec.Struct, forbid_unknown_fields=True):

@@ -27,7 +27,7 @@ from coordinator.service import Coordinator, Progress
 from device_profiles.memory import peak_rss_bytes
 from protocol import artifact as artifacts
 from protocol import mqtt
-from protocol.broker_url import is_loopback, is_loopback_host
+from protocol.broker_url import EVERYWHERE, is_loopback, is_loopback_host, local_name
 from protocol.errors import ConfigError
 from protocol.examples import load
 from protocol.identity import KEY
@@ -140,19 +140,25 @@ def _connect(
         username = COORDINATOR_USER  # The one that may do everything at our own broker.
         users = {username: password, DEVICE_USER: client_password}
         certificate = None
-        if not is_loopback_host(broker.bind) and not broker.plaintext:
+        if broker.has_tls:
             certificate = server_files(_home(experiment), own_names())
-        url = stack.enter_context(
-            EmbeddedBroker(users, broker.fleet, broker.bind, broker.port, certificate)
-        ).url
+        embedded = EmbeddedBroker(users, broker.fleet, broker.bind, broker.listens_on, certificate)
+        url = stack.enter_context(embedded).url
     demand(url, broker.plaintext)
     tls = Tls(broker.ca, broker.certificate, broker.key)
     if not tls.ca and (own := authority(experiment)).exists():
         tls = replace(tls, ca=str(own))
     transport = mqtt.connect(url, "coordinator", username, password, will, tls=tls)
     stack.callback(transport.close)
-    ready(url, client_password)
+    ready(_for_devices(url, broker), client_password)
     return transport
+
+
+def _for_devices(url: str, broker: BrokerConfig) -> str:
+    """Where devices find it: an embedded broker on all addresses by this machine's name."""
+    if broker.url or broker.bind not in EVERYWHERE:
+        return url
+    return f"{url.partition('://')[0]}://{local_name()}:{url.rpartition(':')[2]}"
 
 
 def _client_password(broker: BrokerConfig) -> str:

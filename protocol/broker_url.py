@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from urllib.parse import urlsplit
 
 from protocol.errors import ConfigError
 
 PORTS = {"mqtt": 1883, "mqtts": 8883}
+EVERYWHERE = ("0.0.0.0", "::", "")  # Addresses to listen on, none to connect to.  # noqa: S104
 
 
 def parse(url: str) -> tuple[str, str, int]:
@@ -43,3 +45,8 @@ def is_loopback_host(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def local_name() -> str:
+    """Return this machine's name in multicast DNS, by which boards on the same network find it."""
+    return f"{socket.gethostname().partition('.')[0]}.local"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import socket
 from pathlib import Path
 
+from protocol.broker_url import local_name
 from protocol.topics import Topics
 
 
@@ -64,7 +64,7 @@ def _config(options: argparse.Namespace) -> int:
     from coordinator.certificates import own_names, server_files
 
     home, out = _home(options), options.out.resolve()
-    host = options.host or f"{socket.gethostname().partition('.')[0]}.local"
+    host = options.host or local_name()
     server_files(home, sorted({*own_names(), host}))
     login = Login(tuple(options.device), options.by_certificate)
     write = write_mosquitto if options.kind == "mosquitto" else write_amqtt

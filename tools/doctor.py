@@ -210,7 +210,7 @@ def _experiments_broker(path: Path) -> Check:
         return Check(
             "experiment's broker",
             "skipped",
-            f"started inside `sparsefleet run`, on {broker.bind}:{broker.port}",
+            f"started inside `sparsefleet run`, on {broker.bind}:{broker.listens_on}",
         )
     return _broker(**_login(broker))
 

@@ -30,10 +30,15 @@ def run_experiment(options: argparse.Namespace) -> int:
     def ready(url: str, password: str) -> None:
         if password and not options.json:
             ca = f" --ca {shlex.quote(str(authority(experiment)))}" if url.startswith("mqtts:") else ""
+            pairing = (
+                "\n  and, for a device that is new, SPARSEFLEET_PAIRING_CODE from: sparsefleet fleet code"
+                if ca
+                else ""
+            )
             print(
                 f"broker: {url}, {experiment.cohort.clients} clients needed; start each with\n"
                 f"  SPARSEFLEET_PASSWORD={shlex.quote(password)} sparsefleet client --broker {url} "
-                f"--client-id NAME --data FILE.npz{ca}",
+                f"--client-id NAME --data FILE.npz{ca}{pairing}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from coordinator.broker import EmbeddedBroker
 from coordinator.experiment import BrokerConfig, CohortConfig, Experiment, SecurityConfig
-from coordinator.launch import _admission
+from coordinator.launch import _admission, _for_devices
 from coordinator.registry import Device, Registry
 from protocol.identity import KEY, Key
 from protocol.messages import Training
@@ -78,3 +81,24 @@ def test_a_folder_that_was_chosen_is_used(how, config, monkeypatch, tmp_path):
     admission(tmp_path / "run", security).close()
     assert (tmp_path / "chosen" / KEY).exists()
     assert not config.exists()
+
+
+@pytest.mark.parametrize(
+    ("broker", "port", "shown"),
+    [
+        ({}, 1883, "mqtt://127.0.0.1:1883"),
+        ({"bind": "0.0.0.0"}, 8883, "mqtts://laptop.local:8883"),
+        ({"bind": "0.0.0.0", "plaintext": True}, 1883, "mqtt://laptop.local:1883"),
+        ({"bind": "0.0.0.0", "port": 1234}, 1234, "mqtts://laptop.local:1234"),
+        ({"bind": "192.0.2.7"}, 8883, "mqtts://192.0.2.7:8883"),
+    ],
+)
+def test_devices_are_told_where_they_find_the_embedded_broker(broker, port, shown, monkeypatch):
+    monkeypatch.setattr("protocol.broker_url.socket.gethostname", lambda: "laptop.example.org")
+    made = BrokerConfig(**broker)
+    assert made.listens_on == port
+    certificate = (Path("a"), Path("b")) if made.has_tls else None
+    embedded = EmbeddedBroker({"device": "x"}, "fleet", made.bind, made.listens_on, certificate)
+    assert _for_devices(embedded.url, made) == shown
+    given = BrokerConfig(url="mqtts://elsewhere:1", bind="0.0.0.0")
+    assert _for_devices("mqtts://elsewhere:1", given) == "mqtts://elsewhere:1"

@@ -6,9 +6,9 @@ import argparse
 import json
 import os
 import secrets
-import socket
 from pathlib import Path
 
+from protocol.broker_url import local_name
 from protocol.errors import ConfigError
 from protocol.examples import count
 from protocol.tls import demand
@@ -75,7 +75,7 @@ def settings_of(options: argparse.Namespace, system: System) -> tuple[Settings, 
     from coordinator.admission import default_home  # A board has this file, but not what it imports.
 
     name = options.name or options.board
-    broker = options.broker or f"mqtts://{socket.gethostname().partition('.')[0]}.local:8883"
+    broker = options.broker or f"mqtts://{local_name()}:8883"
     code, secret = os.environ.get("SPARSEFLEET_PAIRING_CODE", ""), os.environ.get("SPARSEFLEET_PASSWORD", "")
     demand(broker, options.plaintext)
     own_ca = default_home() / "ca" / "ca.pem"
