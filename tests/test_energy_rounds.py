@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.asynchronous import AsynchronousConfig
 from coordinator.experiment import CohortConfig, Experiment
 from coordinator.report import read_csv, rests
 from coordinator.service import Progress
@@ -107,6 +108,21 @@ def test_a_board_over_its_budget_rests_and_the_report_says_why(home, tmp_path):
     for row in read_csv(tmp_path / "run" / "devices.csv"):
         spent[row["client_id"]] += float(row["energy_j"])
     assert max(spent.values()) <= 50.0
+
+
+@pytest.mark.slow
+def test_in_asynchronous_rounds_budgets_are_kept_too(home, tmp_path):
+    made = experiment(home, 8, choose="energy", joules_per_day=50.0)
+    made.asynchronous = AsynchronousConfig(buffer=2, max_staleness=8)
+    opened = run(home, tmp_path / "run", made, fast_and_slow())
+    assert len(opened) == 8
+    spent = Counter[str]()
+    for row in read_csv(tmp_path / "run" / "devices.csv"):
+        spent[row["client_id"]] += float(row["energy_j"])
+    assert max(spent.values()) <= 50.0
+    assert {"client-002", "client-003"} <= set(opened[-1]["resting"])
+    assert opened[-1]["resting"]["client-003"].startswith("over budget: ")
+    assert float(read_csv(tmp_path / "run" / "rounds.csv")[-1]["accuracy"]) > 0.9
 
 
 @pytest.mark.slow  # Its clients go on waiting for as long as the process lives.

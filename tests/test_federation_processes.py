@@ -181,3 +181,25 @@ def test_an_interrupted_run_resumes_and_ends_in_the_same_bits(make, how, method)
     numbers = [int(row["round_number"]) for row in read_csv(cut.out / "rounds.csv")]
     assert numbers == list(range(0 if method is SPARSE else 1, 21))
     assert sum(int(row["alarms"]) for row in read_csv(cut.out / "rounds.csv")) == 0
+
+
+@pytest.mark.slow
+def test_an_energy_aware_run_that_was_killed_goes_on_with_what_was_spent(make):
+    """Who is asked depends on joules measured in real processes: no bits to compare, but nobody is asked anew."""
+    cut = make()
+    cut.write(SPARSE, rounds=14, per_round=2, choose="energy", train_target_s=5.0)
+    cut.start_coordinator("--out", str(cut.out))
+    cut.start_clients("--energy", "model")
+    cut.await_event(event="round-closed", round=6)
+    cut.coordinator.kill()
+    cut.coordinator.communicate()
+    cut.start_coordinator("--resume", str(cut.out))
+    assert cut.finish()["rounds"] == 14
+    numbers = [int(row["round_number"]) for row in read_csv(cut.out / "rounds.csv")]
+    assert numbers == list(range(15))
+    spent: dict[str, float] = {}
+    for row in read_csv(cut.out / "devices.csv"):
+        spent[row["client_id"]] = spent.get(row["client_id"], 0.0) + float(row["energy_j"])
+    assert len(spent) == 3
+    # The least spent are asked: had the second coordinator begun at zero, one could have been asked twice as often.
+    assert max(spent.values()) <= 2 * min(spent.values())
