@@ -3,9 +3,9 @@
     cost of a step = fixed + slope * density
 
 by least squares over its last rounds, and the densities of its energy profile if there is one. A line
-needs two densities that differ by a tenth; until then the mean stands for every density, which is too
-much for sparser steps and too little for denser ones. Neither coefficient is negative: a sparser step
-is never thought to cost more.
+needs two densities that differ by a tenth, or by two fifths of the larger one; until then the mean stands
+for every density, which is too much for sparser steps and too little for denser ones. Neither coefficient
+is negative: a sparser step is never thought to cost more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-LEAST_SPREAD = 0.1  # Of densities, for a slope.
+LEAST_SPREAD = 0.1  # Of densities, for a slope;
+LEAST_RATIO = 0.4  # or of the larger one, where both are small: a mask and its half.
 ROUNDS = 20  # Boards warm up, throttle, and are moved: older rounds say nothing of now.
 
 
@@ -63,7 +64,7 @@ def _predicted(points: Iterable[tuple[float, float]], density: float) -> float |
     if not listed:
         return None
     x, y = np.array(listed).T
-    if x.max() - x.min() < LEAST_SPREAD:
+    if x.max() - x.min() < min(LEAST_SPREAD, LEAST_RATIO * x.max()):
         return float(y.mean())
     centred = x - x.mean()
     slope = float(centred @ y / (centred @ centred))

@@ -54,6 +54,8 @@ class CohortConfig(msgspec.Struct, forbid_unknown_fields=True):
     rest_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0  # Of a device that is hot, slowed, or low.
     # Seconds of training that a round aims at: slower boards make fewer local steps. 0: all make all.
     train_target_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    # And before that train fewer weights: at least this share of the method's density. 1: all train all.
+    least_density_share: Annotated[float, msgspec.Meta(ge=0.125, le=1)] = 1.0
     profiles: list[str] = []  # Files of `sparsefleet energy profile --out`, until rounds tell.
 
     def check(self, method: Method, rule: str = "mean", is_asynchronous: bool = False) -> None:
@@ -73,6 +75,13 @@ class CohortConfig(msgspec.Struct, forbid_unknown_fields=True):
                 f"cohort.train_target_s gives clients unequal numbers of local steps, which method {method.name!r} "
                 "(with these settings) cannot average: leave it out, or choose fedavg, fedopt, fedpai with shared "
                 "masks, topk, sparsyfed or magnitude"
+            )
+        if self.least_density_share < 1 and not self.train_target_s:
+            raise ConfigError("cohort.least_density_share does nothing without cohort.train_target_s")
+        if self.least_density_share < 1 and not method.nests:
+            raise ConfigError(
+                f"cohort.least_density_share gives slow boards a part of the mask, which method {method.name!r} (with "
+                "these settings) does not rank: leave it out, or choose fedpai or ssfl with shared masks"
             )
         if self.train_target_s and is_asynchronous:
             raise ConfigError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import msgspec
@@ -63,13 +64,22 @@ class Offers:
             self._seeded = Seeded(experiment.seed, experiment.initial.gain, digest)
 
     def tasks(
-        self, turn: Turn, cohort: list[str], current: Global, commits: Commits, steps: Mapping[str, int]
+        self,
+        turn: Turn,
+        cohort: list[str],
+        current: Global,
+        commits: Commits,
+        steps: Mapping[str, int],
+        parts: Mapping[str, Mask],
     ) -> dict[str, Task]:
         """Put the round's bodies on offer; return each client's task.
 
-        Tasks differ only in when the coordinator has averaged whom, and in `steps`: the most that a client makes.
+        Tasks differ only in when the coordinator has averaged whom, in `steps`: the most that a client makes, and
+        in whose body has only a part of the global mask.
         """
-        bodies = self._publish(turn, current)
+        whole = self._publish(turn, current)
+        distinct = {part.digest: part for part in parts.values()}
+        of_part = {name: self._publish(turn, replace(current, mask=part)) for name, part in distinct.items()}
         task = Task(
             run=self._run,
             round_number=turn.number,
@@ -84,16 +94,18 @@ class Offers:
             side=self._experiment.wire.side_values,
             initial=self._seeded,
             instance=self._instance,
-            **bodies._asdict(),
+            **whole._asdict(),
         )
+        self._last_mask = current.mask
         made = {}
         for client_id in cohort:
+            bodies = of_part[parts[client_id].digest] if client_id in parts else whole
             averaged, blobs = commits.last.get(client_id), dict(bodies.blobs)
             if averaged is not None and self._method.keeps_means:
                 blobs["mean"] = self._down.offer(commits.mean(averaged))
             local_steps = steps.get(client_id, 0)
             made[client_id] = msgspec.structs.replace(
-                task, averaged=averaged, blobs=blobs, local_steps=local_steps
+                task, averaged=averaged, local_steps=local_steps, **{**bodies._asdict(), "blobs": blobs}
             )
         return made
 
@@ -126,7 +138,7 @@ class Offers:
         """
         found = _Bodies({}, [], {}, {})
         blobs, seeded, bases, stored = found
-        last, self._last_mask = self._last_mask, current.mask
+        last = self._last_mask
         if self._is_fixed(current):
             bare = SparseVector(current.mask, np.zeros(current.mask.nnz, np.float32))
             num_prunable = self._layout.num_prunable

@@ -78,11 +78,11 @@ class Reception:
         admission: Admission,
         ledger: Ledger | None = None,
         heard: Callable[[Join], None] = lambda message: None,
-        spent: Callable[[str, int, list[Phase]], None] = lambda client_id, round_number, phases: None,
+        spent: Callable[[str, int, list[Phase]], float | None] = lambda client_id, round_number, phases: None,
     ) -> None:
         """No round is open. Without a ledger, what was accepted is lost with the process.
 
-        `heard` and `spent` are told of each Join and of each report of phases.
+        `heard` and `spent` are told of each Join and of each report of phases; the latter knows its density.
         """
         self._heard, self._spent = heard, spent
         self._run, self._transport, self._topics = run, transport, topics
@@ -91,7 +91,8 @@ class Reception:
         self._clock, self._show, self.admission = clock, show, admission
         self._num_turned_away: Counter[tuple[str, str]] = Counter()
         self.fleet = Fleet()
-        self.mask: Mask | None = None  # The global one, which bodies may refer to.
+        self.mask: Mask | None = None  # The global one, which bodies may refer to,
+        self.parts: tuple[Mask, ...] = ()  # and those of its parts that boards train.
         self._client_masks = ClientMasks()
         self.open: OpenRound | None = None
         self._ledger = ledger
@@ -310,7 +311,7 @@ class Reception:
 
     def _masks_for(self, client_id: str) -> dict[str, Mask]:
         """What a body of this client may refer to; bounded, whatever masks it makes up."""
-        masks = (self.mask, self._client_masks.get(client_id))
+        masks = (self.mask, *self.parts, self._client_masks.get(client_id))
         return {mask.digest: mask for mask in masks if mask is not None}
 
     def _late(self, update: Update) -> None:
@@ -326,8 +327,9 @@ class Reception:
     ) -> None:
         join = self.fleet.present.get(client_id)
         runtime, kernels = (join.runtime, join.kernels) if join else ("", "")
-        self._spent(client_id, round_number, phases)
-        self._folder.devices(device_rows(round_number, client_id, phases, peak_rss_bytes, runtime, kernels))
+        density = self._spent(client_id, round_number, phases)
+        rows = device_rows(round_number, client_id, phases, peak_rss_bytes, runtime, kernels, density)
+        self._folder.devices(rows)
 
     def _drop(self, client_id: str, error: ProtocolError) -> None:
         """Reject what a client sent. If it was its update, the client is out of this round."""

@@ -112,6 +112,7 @@ class DeviceRow:
     disk_written_bytes: int | None = None
     net_received_bytes: int | None = None  # Of the whole machine.
     net_sent_bytes: int | None = None
+    density: float | None = None  # Of the prunable weights that it was asked to train.
 
 
 @dataclass
@@ -252,6 +253,7 @@ def device_rows(
     peak_rss_bytes: int | None,
     runtime: str,
     kernels: str,
+    density: float | None = None,
 ) -> list[DeviceRow]:
     """Return a client's phases as lines."""
     return [
@@ -261,6 +263,7 @@ def device_rows(
             peak_rss_bytes=peak_rss_bytes,
             runtime=runtime,
             kernels=kernels,
+            density=density,
             **{f.name: getattr(phase, f.name) for f in fields(DeviceRow) if hasattr(phase, f.name)},
         )
         for phase in phases

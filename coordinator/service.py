@@ -214,8 +214,10 @@ class Coordinator:
         deadline_s = self._experiment.cohort.deadline_s
         round_ = Round(number, turn.stage, tuple(cohort), quorum, opened_s, deadline_s)
         fresh = [client_id for client_id in cohort if client_id not in busy]
-        tasks = {**busy, **self._offers.tasks(turn, fresh, current, self._commits, plan.steps)}
+        parts = {name: self._method.nested(current, share, layout) for name, share in plan.shares.items()}
+        tasks = {**busy, **self._offers.tasks(turn, fresh, current, self._commits, plan.steps, parts)}
         self._reception.mask = current.mask
+        self._reception.parts = tuple({part.digest: part for part in parts.values()}.values())
         upload_size = self._method.upload_size(turn, layout)
         open_ = OpenRound(
             round_,
@@ -227,7 +229,7 @@ class Coordinator:
         )
         self._overlap.take_over(open_)
         received_before = self._folder.totals.download_bytes
-        planned = {"steps": plan.steps, "resting": plan.resting}
+        planned = {"steps": plan.steps, "shares": plan.shares, "resting": plan.resting}
         planned = {name: what for name, what in planned.items() if what}
         self._folder.event(
             "round-opened", round=number, stage=turn.stage, cohort=cohort, quorum=quorum, **planned
@@ -307,7 +309,8 @@ class Coordinator:
     def _accumulator(self, size: int) -> Accumulator | Robust:
         config = self._experiment.aggregation
         if config.rule == "mean":
-            return Accumulator(size, self._method.counts_coverage)
+            is_nested = self._experiment.cohort.least_density_share < 1
+            return Accumulator(size, self._method.counts_coverage or is_nested)
         return Robust(size, config)
 
     def _close(self, open_: OpenRound, turn: Turn, current: Global) -> tuple[Global, int]:

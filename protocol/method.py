@@ -169,6 +169,19 @@ class Method(msgspec.Struct, frozen=True):
         return False
 
     @property
+    def nests(self) -> bool:
+        """Whether slower boards may train a part of the global mask (`nested`)."""
+        return False
+
+    def nested(self, current: Global, share: float, layout: Layout) -> Mask:
+        """Return the part of the global mask that has `share` of its density. A smaller share lies in a larger one.
+
+        Raises:
+            NotImplementedError: the method does not nest.
+        """
+        raise NotImplementedError
+
+    @property
     def unequal_steps(self) -> bool:
         """Whether clients may make unequal numbers of local steps, which the weights in the mean make up for.
 

@@ -88,6 +88,31 @@ def test_unequal_boards_finish_together_and_cheap_ones_are_asked_more(home, tmp_
 
 
 @pytest.mark.slow
+def test_slow_boards_train_fewer_weights_before_they_make_fewer_steps(home, tmp_path):
+    """A step of a slow board takes 0.072 s at density 0.2, and 0.056 s at half of it: 23 of these fit."""
+    made = experiment(home, 10, train_target_s=1.4, least_density_share=0.25)
+    made.method = {"name": "fedpai", "density": 0.2}
+    opened = run(home, tmp_path / "run", made, fast_and_slow())
+    assert opened[1].get("shares") is None  # Unknown: the first round tells.
+    assert all(event["shares"] == {"client-002": 0.5, "client-003": 0.5} for event in opened[2:])
+    assert opened[2]["steps"] == {"client-002": 19, "client-003": 19}  # What it saves, this round tells.
+    assert not any("steps" in event for event in opened[3:])
+    rows = [row for row in read_csv(tmp_path / "run" / "devices.csv") if row["phase"] == "train"]
+    late = [row for row in rows if int(row["round_number"]) >= 2]
+    for row in late:
+        is_slow = row["client_id"] in ("client-002", "client-003")
+        assert float(row["density"]) == pytest.approx(0.1 if is_slow else 0.2, rel=0.01)
+        assert float(row["duration_s"]) <= 1.4
+    received = Counter[str]()
+    for row in read_csv(tmp_path / "run" / "devices.csv"):
+        received[row["client_id"]] += int(row["sent_bytes"]) if row["phase"] == "upload" else 0
+    assert received["client-003"] < 0.8 * received["client-000"]
+    rounds = read_csv(tmp_path / "run" / "rounds.csv")
+    assert float(rounds[-1]["accuracy"]) > 0.9
+    assert {row["rejected"] for row in rounds} == {"0"}
+
+
+@pytest.mark.slow
 def test_the_same_federation_twice_chooses_the_same(home, tmp_path):
     made = experiment(home, 5, per_round=2, choose="energy", train_target_s=2.0)
     first, second = (run(home, tmp_path / name, made, fast_and_slow()) for name in ("a", "b"))

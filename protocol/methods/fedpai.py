@@ -30,6 +30,7 @@ from protocol.saliency import grasp, snip, without_data
 from protocol.sparse import Indices, Mask, SparseVector, num_kept, top_k
 
 SCORE = "score"
+SCORES = "scores"  # State: those of the kept weights, which rank them (`nested`).
 
 
 class FedPaI(Method, frozen=True):
@@ -75,7 +76,7 @@ class FedPaI(Method, frozen=True):
         if self.needs_data:
             return Global(initial, Mask.full(layout.size))
         mask = Mask.of_model(without_data(self.score, layout, initial, self.density), layout)
-        return Global(SparseVector.of(initial, mask).dense(), mask)
+        return _ranked(initial, mask, np.abs(initial), layout)
 
     def broadcast(
         self, turn: Turn, current: Global, initial: Vector, layout: Layout
@@ -95,6 +96,18 @@ class FedPaI(Method, frozen=True):
     def unequal_steps(self) -> bool:
         """Personal weights count once per client, however far they went."""
         return self.masks == "shared"
+
+    @property
+    def nests(self) -> bool:
+        """The scores of the shared mask rank its weights."""
+        return self.masks == "shared"
+
+    def nested(self, current: Global, share: float, layout: Layout) -> Mask:
+        """Keep the largest scores; not in the paper. A layer keeps its floor."""
+        stored = current.mask.below(layout.num_prunable)
+        floor = floor_of(self.floor, layout)
+        places = largest(current.state[SCORES], stored, layout, share * self.density, floor=floor)
+        return Mask.of_model(stored.indices[places], layout)
 
     # Client half
 
@@ -147,9 +160,12 @@ class FedPaI(Method, frozen=True):
         """Take the mask from the mean score; add the mean delta; or keep the top kappa of the mean."""
         if turn.stage == SCORE:
             mask = Mask.of_model(self.places(mean.values, layout), layout)
-            return Global(SparseVector.of(current.weights, mask).dense(), mask)
+            return _ranked(current.weights, mask, mean.values, layout)
         if self.masks == "shared":
-            return Global((current.weights + mean.values).astype(np.float32), current.mask)
+            moved = mean.values
+            if mean.coverage is not None:  # Of those that trained each weight.
+                moved = np.divide(moved, mean.coverage, out=np.zeros_like(moved), where=mean.coverage > 0)
+            return Global((current.weights + moved).astype(np.float32), current.mask, current.state)
         weights = mean.values.astype(np.float32)
         kept = num_kept(self.density, layout.num_prunable)
         mask = Mask.of_model(top_k(np.abs(weights[: layout.num_prunable]), kept), layout)
@@ -158,3 +174,9 @@ class FedPaI(Method, frozen=True):
     def alarm(self, current: Global, layout: Layout) -> str:
         """A layer without weights passes nothing on: the model answers with chance."""
         return emptied(current.mask, layout)
+
+
+def _ranked(weights: Vector, mask: Mask, scores: npt.NDArray[np.floating], layout: Layout) -> Global:
+    """The dense weights within a mask, and its scores."""
+    kept = scores[mask.below(layout.num_prunable).indices].astype(np.float32)
+    return Global(SparseVector.of(weights, mask).dense(), mask, {SCORES: kept})

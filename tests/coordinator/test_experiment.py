@@ -50,6 +50,8 @@ def test_a_method_refuses_settings_it_cannot_work_with_before_the_run():
             "method 'proxskip' .* cannot average",
         ),
         ({"train_target_s": 5.0}, {"name": "scaffold"}, "method 'scaffold'"),
+        ({"least_density_share": 0.5}, {"name": "fedpai", "density": 0.1}, "without cohort.train_target_s"),
+        ({"train_target_s": 5.0, "least_density_share": 0.5}, {"name": "fedavg"}, "method 'fedavg'"),
         ({"train_target_s": 5.0}, {"name": "fedpai", "density": 0.1, "masks": "personal"}, "method 'fedpai'"),
     ],
 )

@@ -181,3 +181,48 @@ def test_a_resumed_run_knows_what_was_spent_and_when(tmp_path: Path):
     assert found.resting["a"].startswith("over budget: 24 J spent, 8 J to come")
     assert made.accounts.by_client["a"].device.spends == ((20.0, 24.0),)  # Rounds of 10 s, as one.
     assert [step.density for step in made.accounts.by_client["a"].model.rounds] == [0.1, 0.1]
+
+
+def sparse(now: list[float], **cohort: object) -> Planner:
+    return planner(now, train_target_s=10.0, **cohort)
+
+
+def test_slow_boards_give_up_weights_before_steps():
+    made = sparse([0.0], least_density_share=0.25)
+    trusted = joined(made, join("slow"), join("fast"))
+
+    def plan(number: int) -> tuple[dict[str, float], dict[str, int]]:
+        found = made.plan(turn(number), trusted, 2, 0.2)
+        return found.shares, found.steps
+
+    assert plan(1) == ({}, {})  # Nothing is known.
+    for _ in range(2):  # Of 20 steps each.
+        assert made.spent("slow", 1, [trained(24.0, 1.0)]) == 0.2
+        made.spent("fast", 1, [trained(2.0, 1.0)])
+    assert plan(2) == ({"slow": 0.5}, {"slow": 8})  # What half of it saves is not known yet.
+    assert made.spent("slow", 2, [trained(14.0 * 8 / 20, 1.0, 8)]) == 0.1
+    assert plan(3) == ({"slow": 0.25}, {})  # 4 s + 20 s for each 0.2: 9 s at a quarter.
+
+
+def test_the_least_share_is_kept_and_steps_make_up_for_the_rest():
+    made = sparse([0.0], least_density_share=0.5)
+    trusted = joined(made, join("slow"), join("fast"))
+    made.plan(turn(1), trusted, 2, 0.2)
+    for seconds, share in ((24.0, 1.0), (24.0, 1.0), (14.0, 0.5)):
+        made._shares["slow"] = share
+        made.spent("slow", 1, [trained(seconds, 1.0)])
+    found = made.plan(turn(2), trusted, 2, 0.2)
+    assert found.shares == {"slow": 0.5}
+    assert found.steps == {"slow": 14}
+
+
+def test_a_board_that_is_fast_again_trains_more_again():
+    made = sparse([0.0], least_density_share=0.25)
+    trusted = joined(made, join("a"), join("b"))
+    made.plan(turn(1), trusted, 2, 0.2)
+    for seconds, expected in ((9.0, {"a": 0.25}), (4.0, {"a": 0.5})):
+        made._shares["a"] = 0.25
+        made.accounts.by_client["a"].model.rounds.clear()
+        made.spent("a", 1, [trained(seconds, 1.0)])
+        found = made.plan(turn(2), trusted, 2, 0.2)
+        assert (found.shares, found.steps) == (expected, {})

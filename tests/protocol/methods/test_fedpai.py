@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from coordinator.aggregate import Accumulator
 from protocol.errors import ConfigError
 from protocol.layout import DENSE, PRUNABLE, Layout
 from protocol.messages import Training
@@ -89,6 +90,41 @@ def test_a_floor_keeps_layers_alive_and_an_emptied_one_is_an_alarm(floor, kept, 
     assert bool(method.alarm(following, TWO_LAYERS)) is bool(words)
     personal = FedPaI(0.2, floor=floor, masks="personal").places(scores, TWO_LAYERS)
     np.testing.assert_array_equal(personal, places)
+
+
+def test_parts_of_the_mask_lie_in_each_other_and_keep_each_layer_alive():
+    method = FedPaI(0.4)
+    scores = np.random.default_rng(3).permutation(100).astype(np.float64)
+    current = method.aggregate(
+        turn(SCORE), method.begin(TWO_LAYERS, weights(101)), Mean(scores, 2), TWO_LAYERS
+    )
+    larger = current.mask
+    for share, kept in ((0.5, 20), (0.25, 10), (0.125, 5)):
+        part = method.nested(current, share, TWO_LAYERS)
+        places = part.below(100).indices
+        assert places.size == kept
+        assert set(part.indices) <= set(larger.indices)
+        assert 100 in part.indices
+        assert (places < 10).any()
+        left = np.setdiff1d(current.mask.below(100).indices, places)
+        assert scores[places].mean() > scores[left].mean()
+        larger = part
+
+
+def test_a_weights_change_is_the_mean_of_those_that_trained_it():
+    method, initial = FedPaI(0.4), np.zeros(6, np.float32)
+    layout = Quadratic(np.eye(6)).layout
+    current = method.aggregate(
+        turn(SCORE), method.begin(layout, initial), Mean(np.array([5.0, 4, 3, 2, 1]), 1), layout
+    )
+    both, some = current.mask, method.nested(current, 0.5, layout)
+    assert (both.indices.tolist(), some.indices.tolist()) == ([0, 1, 5], [0, 5])
+    total = Accumulator(6, counts_coverage=True)
+    total.fold(SparseVector(both, np.full(3, 1.0, np.float32)), 1)
+    total.fold(SparseVector(some, np.full(2, 4.0, np.float32)), 2)
+    following = method.aggregate(turn(), current, total.mean(), layout)
+    np.testing.assert_allclose(following.weights, [3, 1, 0, 0, 0, 3])
+    assert method.nested(following, 0.5, layout).digest == some.digest
 
 
 def test_shared_masks_come_from_the_mean_score_and_store_what_is_never_pruned():
