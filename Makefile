@@ -21,7 +21,8 @@ demo: $(INSTALLED) ## Train a small federation on this machine: sparse beside de
 test: $(INSTALLED) ## Run every test: those of check, then the slow ones
 	tools/install-test-tools
 	$(MAKE) check
-	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not alone" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m alone
 
 check: $(INSTALLED) ## Format, lint, types, C++ warnings as errors, the quick tests
 	$(BIN)/ruff format --check .

@@ -60,6 +60,7 @@ print(installed_package(), trainer.loss)
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_oldest_and_the_newest_runtime_train_alike(binaries, tmp_path):
     """The development environment has the oldest one that is supported, as its training build."""
     export_model("cnn", (1, 8, 8), 10, tmp_path / "artifact", library_path())
@@ -79,6 +80,7 @@ def test_the_oldest_and_the_newest_runtime_train_alike(binaries, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_client_without_torch_trains_on_the_stock_runtime(binaries, tmp_path, federate):
     pytest.importorskip("sklearn")
     listed = subprocess.run(

@@ -32,7 +32,7 @@ from tools.device.client_file import client_file
 from tools.split import split
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = [pytest.mark.slow, pytest.mark.aarch64]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.aarch64]
 PINS = ("onnxruntime==1.24.1",)
 HASH = "$6$saltsalt$" + "x" * 86
 INSTALL_BYTES = 150e6

@@ -14,7 +14,7 @@ from tools import wheelhouse, wheels
 from tools.device import environment
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = [pytest.mark.slow, pytest.mark.aarch64]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.aarch64]
 
 LIBRARY = "edge_client/kernels/libsparsefleet_ops.so"
 # What a system that satisfies the tag has at least: PEP 600, and the policy of manylinux_2_27.

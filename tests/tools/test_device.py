@@ -152,6 +152,7 @@ def data(tmp_path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_tree_gets_everything_with_the_right_modes_and_gives_it_back(
     tree, house, data, tmp_path, monkeypatch, capsys
 ):
@@ -210,6 +211,7 @@ def test_a_tree_gets_everything_with_the_right_modes_and_gives_it_back(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_it_installs_from_its_wheel_with_the_standard_library_alone(tree, house, data):
     """The one line of docs/device.md, by a Python that has nothing."""
     command = [
@@ -231,6 +233,7 @@ def test_it_installs_from_its_wheel_with_the_standard_library_alone(tree, house,
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_configuration_that_the_client_would_refuse_is_refused_now(tree, house, tmp_path, capsys):
     (tmp_path / "client.toml").write_text('client_id = "pi"\ndata = "x.npz"\n[broker]\nurrl = "mqtt://x"\n')
     command = ["device", "install", "--root", str(tree), "--wheels", str(house)]
@@ -293,6 +296,7 @@ CRASHES = {
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_good_update_runs_and_keeps_the_way_back(service, device, house, tmp_path, capsys):
     assert update(device, repacked(ours(house), tmp_path, "9.0.0", {})) == 0
     layout = Layout(device)
@@ -307,6 +311,7 @@ def test_a_good_update_runs_and_keeps_the_way_back(service, device, house, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_an_update_that_crashes_at_start_is_undone_within_a_minute(
     service, device, house, tmp_path, capsys, fault
 ):
@@ -322,6 +327,7 @@ def test_an_update_that_crashes_at_start_is_undone_within_a_minute(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_guard_undoes_it_when_nobody_is_there(service, device, house, tmp_path, fault):
     """The connection is lost: the updating process is killed once the new client was started."""
     row = fault(31)
@@ -345,6 +351,7 @@ def test_the_guard_undoes_it_when_nobody_is_there(service, device, house, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_an_update_that_does_not_join_is_undone(service, device, house, tmp_path, capsys):
     port = "self._client.connect(self._host, self._port"
     elsewhere = {"protocol/mqtt.py": lambda text: text.replace(port, "self._client.connect(self._host, 1")}
@@ -355,6 +362,7 @@ def test_an_update_that_does_not_join_is_undone(service, device, house, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_an_update_that_does_not_even_import_changes_nothing(service, device, house, tmp_path, capsys):
     broken = {"edge_client/link.py": lambda text: text + "\nimport nothing_of_this_name\n"}
     starts = len(service.events)

@@ -34,6 +34,7 @@ def play(root: Path, begin_s: float, end_s: float, tau_s: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("tau_s", [0.4, 0.0])
 def test_a_board_in_another_process_is_measured_in_real_time(tmp_path: Path, tau_s: float) -> None:
     begin_s = boot_time_s() + 2.0  # Time for the process to start.
@@ -74,6 +75,7 @@ def cpu_of(measure: Callable[[], None]) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "build", [trees.orin_nano, trees.agx_xavier, trees.pi5], ids=lambda build: build.__name__
 )
