@@ -37,7 +37,7 @@ WEIGHT_BYTES = {
 }
 # The same where not all weights are stored; a layer that runs dense keeps less.
 MASKED_WEIGHT_BYTES = {
-    "plan of the forward op: index, offset, order, visits": 13,
+    "plan of the forward op: index, offset, visits": 9,
     "plan of the gradient op: index, twice offset, order, visits": 18,
 }
 

@@ -18,15 +18,24 @@ void over_entries(Context& context, size_t count, const Function& fn) {
 // Scratch of one float per entry. Never of size 0, and not initialised.
 std::unique_ptr<float[]> per_entry(size_t count) { return std::unique_ptr<float[]>(new float[count + 1]); }
 
+void put_in_order(Context& context, const SparseMatrix& m, const float* values, float* ordered) {
+    over_entries(context, m.order.size(), [&](size_t begin, size_t end) {
+        for (size_t i = begin; i < end; i++) ordered[i] = values[m.order[i]];
+    });
+    over_entries(context, m.runs.size(), [&](size_t begin, size_t end) {
+        for (size_t i = begin; i < end; i++) {
+            const float* const from = values + m.runs[i];
+            std::copy(from, from + (m.visits[i + 1].end - m.visits[i].end), ordered + m.visits[i].end);
+        }
+    });
+}
+
 void multiply_sparse(Context& context, const Pass& pass, int64_t blocks, const float* values,
                      const float* bias, const float* x, float* y) {
     const Kernels& k = kernels();
     // The values change with every step, so they are put into this pass's order every time.
-    const std::vector<int32_t>& order = pass.matrix.order;
-    const auto ordered = per_entry(order.size());
-    over_entries(context, order.size(), [&](size_t begin, size_t end) {
-        for (size_t i = begin; i < end; i++) ordered[i] = values[order[i]];
-    });
+    const auto ordered = per_entry(pass.matrix.offset.size());
+    put_in_order(context, pass.matrix, values, ordered.get());
     const Tiling tiling = pass.tiling_of(blocks);
     const Spmm call{pass.matrix.view(),
                     tiling,

@@ -107,11 +107,13 @@ void share_out(Tiling& t, int64_t rows) {
 }
 
 // Lay the entries out in the order of their visits. each(emit) calls emit(row, channel, offset,
-// position) once per entry; it is run twice, first to count. by_row: positions ascend with rows and
-// channels, so that a visit's values are consecutive where they are.
+// position) once per entry; it is run twice, first to count. Unless positions are in any order, they ascend with
+// rows and channels, so that a visit's values are consecutive where they are.
+enum class Values { ANY_ORDER, COPIED_BY_VISIT, IN_PLACE };
+
 template <class Each>
 void build(SparseMatrix& m, int64_t row_groups, int64_t rows, int64_t channels, int64_t block_channels,
-           bool by_row, const Each& each) {
+           Values values, const Each& each) {
     m.col_blocks = ceil_div(channels, block_channels);
     const auto cell = [&](int64_t row, int64_t channel) {
         return static_cast<size_t>(row * m.col_blocks + channel / block_channels);
@@ -144,33 +146,38 @@ void build(SparseMatrix& m, int64_t row_groups, int64_t rows, int64_t channels, 
         }
     }
     m.offset.resize(static_cast<size_t>(end));
-    m.order.resize(by_row ? 0 : static_cast<size_t>(end));
+    m.order.resize(values == Values::ANY_ORDER ? static_cast<size_t>(end) : 0);
     each([&](int64_t row, int64_t channel, int64_t offset, int64_t position) {
         const auto entry = static_cast<size_t>(next[cell(row, channel)]++);
         m.offset[entry] = static_cast<int32_t>(offset);
-        if (!by_row) m.order[entry] = static_cast<int32_t>(position);
+        if (values == Values::ANY_ORDER) m.order[entry] = static_cast<int32_t>(position);
     });
-    if (!by_row) return;
+    if (values == Values::ANY_ORDER) return;
     // The rows are stored one after the other, so a cell's values begin where the cells before it end.
-    std::vector<int32_t>& value = next;
+    std::vector<int32_t>& first_value = next;
     int32_t position = 0;
     for (size_t i = 0; i < count.size(); i++) {
-        value[i] = position;
+        first_value[i] = position;
         position += count[i];
     }
     size_t visit = 1;
     for (size_t segment = 0; segment + 1 < m.first.size(); segment++) {
         const int64_t block = static_cast<int64_t>(segment) % m.col_blocks;
         for (; static_cast<int32_t>(visit) - 1 < m.first[segment + 1]; visit++) {
-            m.visits[visit].value = value[cell(m.visits[visit].row, block * block_channels)];
+            const int32_t found = first_value[cell(m.visits[visit].row, block * block_channels)];
+            if (values == Values::IN_PLACE) {
+                m.visits[visit].value = found;
+            } else {
+                m.runs.push_back(found);
+            }
         }
     }
 }
 
 // The passes whose rows are output channels: forward and weight gradient.
 void build_by_output(Pass& pass, const ConvGeometry& g, const int32_t* indices, int64_t nnz,
-                     int64_t block_channels, bool by_row) {
-    build(pass.matrix, pass.tiling.row_groups, g.y.channels, g.x.channels, block_channels, by_row,
+                     int64_t block_channels, Values values) {
+    build(pass.matrix, pass.tiling.row_groups, g.y.channels, g.x.channels, block_channels, values,
           [&](const auto& emit) {
               for (int64_t i = 0; i < nnz; i++) {
                   const Tap tap = tap_of(g, indices[i]);
@@ -212,7 +219,8 @@ Pass input_gradient_pass(const ConvGeometry& g, const int32_t* indices, int64_t 
     each_tap([&](const Tap&, int64_t, int64_t, int64_t) { num_taps++; });
     share_out(pass.tiling, g.x.channels);
     build(pass.matrix, pass.tiling.row_groups, g.x.channels, g.y.channels,
-          block_size(fitting, g.y.channels, g.x.channels, num_taps), false, [&](const auto& emit) {
+          block_size(fitting, g.y.channels, g.x.channels, num_taps), Values::ANY_ORDER,
+          [&](const auto& emit) {
               each_tap([&](const Tap& tap, int64_t shift_h, int64_t shift_w, int64_t i) {
                   emit(tap.c, tap.k, tap.k * g.y.plane + shift_h * g.y.row + shift_w * LANES, i);
               });
@@ -249,7 +257,8 @@ Plan forward_plan(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
     share_out(pass.tiling, g.y.channels);
     // Copied into the order of the visits all the same: where values are far from the caches, a copy
     // waits for many of them at once, the kernel for one visit's after the other (3 % of a step).
-    build_by_output(pass, g, indices, nnz, block_size(fitting, g.x.channels, g.y.channels, nnz), false);
+    build_by_output(pass, g, indices, nnz, block_size(fitting, g.x.channels, g.y.channels, nnz),
+                    Values::COPIED_BY_VISIT);
     return plan;
 }
 
@@ -274,7 +283,8 @@ Plan backward_plan(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
     const int64_t fitting = lay_out(pass, forward_grid(g), g.kernel_h, g.kernel_w, kernels().sddmm_pixels);
     aim_forward(pass, g);
     share_out(pass.tiling, g.y.channels);
-    build_by_output(pass, g, indices, nnz, block_size(fitting, g.x.channels, g.y.channels, nnz), true);
+    build_by_output(pass, g, indices, nnz, block_size(fitting, g.x.channels, g.y.channels, nnz),
+                    Values::IN_PLACE);
     return plan;
 }
 

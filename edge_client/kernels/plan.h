@@ -31,8 +31,9 @@ struct SparseMatrix {
     std::vector<int32_t> first;
     std::vector<Visit> visits;    // the first one is the sentinel before entry 0
     std::vector<int32_t> offset;  // one per entry
-    // Entry -> position in values, where the visits are to find them in the order of entries; empty
-    // where every visit finds its values in place, because they are stored row by row.
+    // Where the visits are to find their values in the order of entries: visit -> position of its first value, if
+    // its values are stored one after the other, else entry -> position. Both are empty where values stay in place.
+    std::vector<int32_t> runs;
     std::vector<int32_t> order;
 
     SparseRows view() const { return {col_blocks, first.data(), visits.data() + 1, offset.data()}; }

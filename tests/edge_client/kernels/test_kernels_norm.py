@@ -154,10 +154,11 @@ def test_a_mean_far_from_the_first_pixels_does_no_harm(run_op, rng):
     np.testing.assert_allclose(var, case.maps.astype(np.float64).var(ddof=1), rtol=1e-5)
 
 
-def test_a_large_mean_does_not_swallow_the_variance(run_op, rng):
+@pytest.mark.parametrize("pixels", [(16, 16), (40, 33)], ids=["every_16th_is_sampled", "across_rows"])
+def test_a_large_mean_does_not_swallow_the_variance(pixels, run_op, rng):
     """With a mean of 10000 and a deviation of 1, E[x^2] - E[x]^2 in float32 has no digit right."""
-    case = Case((33, 2, 16, 16), rng)
-    maps = (normal(rng, 33, 2, 16, 16) + np.float32(1e4)).astype(np.float32)
+    case = Case((33, 2, *pixels), rng)
+    maps = (normal(rng, 33, 2, *pixels) + np.float32(1e4)).astype(np.float32)
     x = reference.blocked(maps, 1)
     inputs = (x, *case.forward_inputs()[1:])
     y, mean, var, invstd = run_op("BatchNorm", *inputs, **case.attributes)
