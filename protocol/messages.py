@@ -73,7 +73,7 @@ class Join(Message, frozen=True, tag="join"):
     power_mode: Text = ""  # Of a Jetson.
     public_key: PublicKey = b""
     connection: Counter = 0  # Counts the session's connections: a will belongs to one of them.
-    # How the waiting board is; announced again every minute by boards that can tell.
+    # How the waiting board is; announced every minute by boards that can tell, and when something slows them.
     temperature_c: float | None = None
     throttling: Text = ""
     battery_percent: Percent | None = None

@@ -74,3 +74,7 @@ class FedPaIProxSkip(ProxSkip, frozen=True):
         """Make the mask, then average."""
         half = self.pai.aggregate if turn.stage == SCORE else super().aggregate
         return half(turn, current, mean, layout)
+
+    def alarm(self, current: Global, layout: Layout) -> str:
+        """What breaks either half."""
+        return super().alarm(current, layout) or self.pai.alarm(current, layout)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from protocol.layout import PRUNABLE, Layout
 from protocol.methods.fedpai_proxskip import FedPaIProxSkip
 from protocol.sparse import Mask, SparseVector
 from tests.quadratic import Federation, Quadratic, training
@@ -47,3 +48,13 @@ def test_the_control_variates_of_the_mask_sum_to_zero():
                 h += memory["pending.scale"] * (made.means[made.averaged[i]].values - sent.values)
             controls[made.current.mask.indices] += h
         np.testing.assert_allclose(controls, 0, atol=1e-4)
+
+
+def test_a_layer_that_the_mask_has_emptied_is_an_alarm():
+    layout = Layout.of([("first", (10,), PRUNABLE), ("second", (90,), PRUNABLE)])
+    method = FedPaIProxSkip(density=0.1, score="magnitude")
+    assert "no weight is left in first" in method.alarm(
+        method.begin(layout, np.arange(100, dtype=np.float32)), layout
+    )
+    alternating = np.where(np.arange(100) % 10 == 0, 2.0, 1.0).astype(np.float32)
+    assert not method.alarm(method.begin(layout, alternating), layout)
