@@ -60,10 +60,13 @@ def may_subscribe(fleet: Topics, username: str, client_id: str, topic_filter: st
     """Whether a user that connected as `client_id` may subscribe to a filter."""
     if username == COORDINATOR_USER:
         return topic_filter.startswith(fleet.root)
-    if topic_filter in (*fleet.client_filters(client_id), fleet.root + "blob/#", fleet.root + "blob/+"):
+    own = (*fleet.client_filters(client_id), fleet.repeats(client_id))
+    if topic_filter in (*own, fleet.root + "blob/#", fleet.root + "blob/+"):
         return True
     address = fleet.parse(topic_filter)
-    return address is not None and address.kind == topics.BLOB_DOWN
+    if address is None:
+        return False
+    return address.rule.sender == topics.COORDINATOR and address.client_id in (None, client_id)
 
 
 class Gate(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # aMQTT is not typed.

@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 
 from coordinator.commits import Commits
+from coordinator.downlink import Downlink
 from coordinator.experiment import Experiment
-from coordinator.transfers import Downlink
 from protocol import codec
 from protocol.artifact import Manifest
 from protocol.layout import Vector

@@ -16,12 +16,13 @@ from typing import Literal
 
 from coordinator.admission import Admission
 from coordinator.client_masks import ClientMasks
+from coordinator.downlink import Downlink
 from coordinator.fleet import Fleet
 from coordinator.ledger import Ledger
 from coordinator.open_round import OpenRound
 from coordinator.report import RunFolder, device_rows
 from coordinator.round import Standing
-from coordinator.transfers import Downlink, Uplink
+from coordinator.uplink import Uplink
 from protocol import codec
 from protocol.errors import Cloned, Dismissed, NotAdmitted, ProtocolError, Replayed, UnknownMask
 from protocol.layout import Layout

@@ -23,6 +23,7 @@ from coordinator import board_profiles
 from coordinator.admission import Admission
 from coordinator.aggregate import Accumulator
 from coordinator.commits import Commits
+from coordinator.downlink import Downlink
 from coordinator.evaluate import Evaluator, Scores
 from coordinator.experiment import Experiment
 from coordinator.journal import Checkpoint, save
@@ -35,7 +36,7 @@ from coordinator.reception import RETRY_S, Reception
 from coordinator.report import RoundRow, RunFolder
 from coordinator.robust import Robust
 from coordinator.round import Round, Standing
-from coordinator.transfers import Downlink, Uplink
+from coordinator.uplink import Uplink
 from protocol.artifact import Manifest
 from protocol.errors import ConfigError
 from protocol.layout import Vector

@@ -32,7 +32,7 @@ from protocol.messages import (
     decode,
     encode,
 )
-from protocol.topics import BLOB_DOWN, BLOB_UP, FETCH, HELLO, STATE, TASK, UPDATE, WANT, Topics
+from protocol.topics import BLOB_DOWN, BLOB_UP, FETCH, HELLO, REPEAT, STATE, TASK, UPDATE, WANT, Topics
 from protocol.transport import Packet, Transport
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,16 @@ class Link:
         self._asked_s = 0.0  # When the coordinator last asked for chunks.
         for topic_filter in topics.client_filters(client_id):
             transport.subscribe(topic_filter)
+        self._hears_repeats = self._subscribe_to_repeats()
+
+    def _subscribe_to_repeats(self) -> bool:
+        """Return whether the broker lets it; an older coordinator's does not, and publishes them to all."""
+        try:
+            self.transport.subscribe(self._topics.repeats(self._client_id))
+        except TransportError as error:
+            log.info("chunks come with those of the others reason=%s", error)
+            return False
+        return True
 
     def announce(self, join: Join) -> None:
         """Say who is here: now, after each reconnect, and to each coordinator that starts."""
@@ -120,7 +130,7 @@ class Link:
                     raise TransportError(f"blob {ref.digest[:12]}: nothing came for {PATIENCE_S:.0f} s")
                 wanted = assembly.wanted(now_s)
                 if wanted:
-                    want = encode(Want(ref.digest, wanted))
+                    want = encode(Want(ref.digest, wanted, self._hears_repeats))
                     self.transport.publish(self._topics.of(WANT, self._client_id), want)
                 self._receive(TICK_S)
                 if self._orders:
@@ -184,7 +194,7 @@ class Link:
         address = self._topics.parse(packet.topic)
         if address is None:
             return
-        if address.kind == BLOB_DOWN:
+        if address.kind in (BLOB_DOWN, REPEAT):
             if self._assembly is not None and address.digest == self._assembly.ref.digest:
                 self._assembly.add(packet.payload)
         elif address.kind == TASK:

@@ -137,6 +137,7 @@ class Want(Message, frozen=True, tag="want"):
 
     digest: Digest
     chunks: Annotated[list[Count], msgspec.Meta(max_length=1024)]
+    hears_repeats: bool = False  # Whether they may come on the client's own topic, too.
 
 
 class Phase(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ CLIENT, COORDINATOR = "client", "coordinator"
 
 # Kinds of topic
 STATE, TASK, UPDATE, WANT, FETCH = "state", "task", "update", "want", "fetch"
-BLOB_UP, BLOB_DOWN, HELLO = "blob-up", "blob-down", "hello"
+BLOB_UP, BLOB_DOWN, REPEAT, HELLO = "blob-up", "blob-down", "repeat", "hello"
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ TABLE = {
     FETCH: Rule("dev/{id}/fetch", COORDINATOR),  # Want: chunks of what the client offers
     BLOB_UP: Rule("dev/{id}/blob/{digest}", CLIENT),  # chunks
     BLOB_DOWN: Rule("blob/{digest}", COORDINATOR),  # chunks, shared by the whole cohort
+    REPEAT: Rule("dev/{id}/repeat/{digest}", COORDINATOR),  # chunks that few others have missed
     HELLO: Rule("coord/state", COORDINATOR, retain=True),  # Hello; the will
 }
 
@@ -106,6 +107,10 @@ class Topics:
     def client_filters(self, client_id: str) -> tuple[str, ...]:
         """Return what a client subscribes to for good. It adds the blobs it needs, one by one."""
         return (self.of(HELLO), self.of(TASK, client_id), self.of(FETCH, client_id))
+
+    def repeats(self, client_id: str) -> str:
+        """Return the filter of chunks that are sent to one client alone; older brokers' rules do not know it."""
+        return self.root + TABLE[REPEAT].levels.format(id=check_name("client id", client_id), digest="+")
 
     def coordinator_filters(self) -> tuple[str, ...]:
         """Return what the coordinator subscribes to: all that clients send."""

@@ -58,6 +58,7 @@ pattern write sf/1/{FLEET}/dev/%c/want
 pattern write sf/1/{FLEET}/dev/%c/blob/+
 pattern read sf/1/{FLEET}/dev/%c/task
 pattern read sf/1/{FLEET}/dev/%c/fetch
+pattern read sf/1/{FLEET}/dev/%c/repeat/+
 pattern read sf/1/{FLEET}/blob/#
 pattern read sf/1/{FLEET}/coord/state
 """

@@ -194,6 +194,7 @@ def test_a_device_may_do_what_the_table_says_and_nothing_else():
         topics.FETCH: (False, True),
         topics.BLOB_UP: (True, False),
         topics.BLOB_DOWN: (False, True),
+        topics.REPEAT: (False, True),
         topics.HELLO: (False, True),
     }
 

@@ -20,6 +20,7 @@ def test_the_topics_are_those_of_the_documentation():
         "sf/1/lab/dev/pi-1/fetch",
         f"sf/1/lab/dev/pi-1/blob/{DIGEST}",
         f"sf/1/lab/blob/{DIGEST}",
+        f"sf/1/lab/dev/pi-1/repeat/{DIGEST}",
         "sf/1/lab/coord/state",
     ]
 
@@ -75,15 +76,16 @@ def test_each_side_subscribes_to_what_the_other_sends_and_to_nothing_of_its_own(
     for kind, rule in TABLE.items():
         topic = LAB.of(kind, "pi-1", DIGEST)
         of_coordinator = any(matches(one, topic) for one in LAB.coordinator_filters())
-        of_client = any(matches(one, topic) for one in LAB.client_filters("pi-1"))
+        of_client = any(matches(one, topic) for one in (*LAB.client_filters("pi-1"), LAB.repeats("pi-1")))
         assert of_coordinator is (rule.sender == topics.CLIENT)
         # Chunks are subscribed to blob by blob: a slow link must not carry those of another cohort.
         assert of_client is (rule.sender == topics.COORDINATOR and kind != topics.BLOB_DOWN)
 
 
 def test_a_client_does_not_subscribe_to_what_is_sent_to_another():
-    topic = LAB.of(topics.TASK, "pi-2")
-    assert not any(matches(one, topic) for one in LAB.client_filters("pi-1"))
+    filters = (*LAB.client_filters("pi-1"), LAB.repeats("pi-1"))
+    for topic in (LAB.of(topics.TASK, "pi-2"), LAB.of(topics.REPEAT, "pi-2", DIGEST)):
+        assert not any(matches(one, topic) for one in filters)
 
 
 def test_only_state_is_retained():

@@ -1,14 +1,14 @@
+"""What clients ask for: once for all of them, and again for whoever has missed it."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from coordinator import transfers
-from coordinator.transfers import GATHER_S, RETURN_S, Downlink, Uplink
-from protocol.blobs import RESEND_S, Assembly, BlobStore, pack_chunk, ref_of
-from protocol.errors import LimitExceeded
-from protocol.messages import Want, decode
-from protocol.topics import BLOB_DOWN, FETCH, Topics
+from coordinator.downlink import FEW, GATHER_S, GRACE_S, RETURN_S, TRIES, Downlink
+from protocol.blobs import RESEND_S, Assembly, ref_of
+from protocol.messages import Want
+from protocol.topics import BLOB_DOWN, Topics
 from protocol.transport import Loopback, LoopbackHub
 
 TOPICS = Topics("fleet")
@@ -110,74 +110,82 @@ def test_what_was_withdrawn_is_not_published():
     assert client.receive(0) is None
 
 
-def uplink() -> tuple[Uplink, LoopbackHub]:
-    hub = LoopbackHub()
-    return Uplink(hub.connect("coordinator"), TOPICS), hub
+class Cohort:
+    """Clients that hear the body's topic and one of their own, where packets take time."""
 
+    def __init__(self, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Loopback, "is_remote", True)
+        self.hub = LoopbackHub()
+        self.down = Downlink(self.hub.connect("coordinator"), TOPICS)
+        self.down.offer(BODY)
+        self.clients = {f"client-{n}": self.hub.connect(f"client-{n}") for n in range(number)}
+        for name, client in self.clients.items():
+            client.subscribe(TOPIC)
+            client.subscribe(TOPICS.repeats(name))
 
-def test_a_body_is_asked_for_and_put_together():
-    up, hub = uplink()
-    client = hub.connect("a")
-    client.subscribe(TOPICS.of(FETCH, "a"))
-    up.begin("a", REF, 1 << 20)
-    up.tick(0.0)
-    packet = client.receive(0)
-    assert packet is not None
-    want = decode(packet.payload)
-    assert isinstance(want, Want)
-    assert want.chunks == [0, 1, 2]
-    store = BlobStore(1 << 20)
-    store.put(BODY)
-    found = [up.chunk("a", REF.digest, store.chunk(REF.digest, i) or b"") for i in want.chunks]
-    assert found == [None, None, BODY]
-    assert (
-        up.chunk("a", REF.digest, store.chunk(REF.digest, 0) or b"") is None
-    )  # Nothing is awaited any more.
-
-
-def test_a_body_beyond_the_limit_is_refused_when_it_is_announced():
-    up, _ = uplink()
-    with pytest.raises(LimitExceeded):
-        up.begin("a", REF, 1000)
-
-
-def test_other_bytes_than_announced_are_fetched_again():
-    up, _ = uplink()
-    ref = ref_of(b"12345")
-    up.begin("a", ref, 1 << 20)
-    # Somebody else may have put it there: it is fetched again, and then it is right.
-    for _ in range(20):
-        assert up.chunk("a", ref.digest, pack_chunk(0, b"54321")) is None
-    assert up.chunk("a", ref.digest, pack_chunk(0, b"12345")) == b"12345"
-    assert up.chunk("a", ref.digest, pack_chunk(0, b"12345")) is None
-
-
-def test_a_large_cohort_is_asked_a_few_at_a_time_in_the_order_of_arrival(monkeypatch):
-    monkeypatch.setattr(transfers, "OPEN_BYTES", 2 * len(BODY))
-    up, hub = uplink()
-    asked = hub.connect("spy")
-    names = [f"client-{n}" for n in range(7)]
-    for name in names:
-        asked.subscribe(TOPICS.of(FETCH, name))
-    for name in names:
-        up.begin(name, REF, 1 << 20)
-
-    def heard() -> list[str]:
-        up.tick(0.0)
+    def heard(self, now_s: float, wants: dict[int, list[int]], hears_repeats: bool = True) -> list[int]:
+        """How many chunks came to each client after these have asked."""
+        for n, chunks in wants.items():
+            self.down.want(f"client-{n}", Want(REF.digest, chunks, hears_repeats), now_s)
+        self.down.tick(now_s + 2 * GATHER_S)
         found = []
-        while (packet := asked.receive(0)) is not None:
-            address = TOPICS.parse(packet.topic)
-            assert address is not None
-            found.append(address.client_id)
+        for client in self.clients.values():
+            found.append(0)
+            while client.receive(0) is not None:
+                found[-1] += 1
         return found
 
-    assert heard() == names[:4]  # Four, although two would be enough for the bytes.
-    assert heard() == []
-    store = BlobStore(1 << 20)
-    store.put(BODY)
-    for index in range(3):
-        body = up.chunk("client-2", REF.digest, store.chunk(REF.digest, index) or b"")
-    assert body == BODY
-    assert heard() == ["client-4"]
-    up.forget("client-0")
-    assert heard() == ["client-5"]
+
+def test_what_a_few_have_missed_goes_to_them_alone(monkeypatch):
+    cohort = Cohort(5, monkeypatch)
+    assert cohort.heard(0, {n: [0] for n in range(5)}) == [1] * 5
+    assert cohort.heard(2, {0: [0], 1: [0]}) == [0] * 5  # Taken for a crossing.
+    assert cohort.heard(4, {0: [0], 1: [0]}) == [1, 1, 0, 0, 0]
+    assert cohort.heard(6, {0: [1]}) == [1] * 5  # Nobody has it yet.
+
+
+def test_what_was_published_just_now_is_on_its_way_however_often_it_is_asked_for(monkeypatch):
+    cohort = Cohort(2, monkeypatch)
+    assert cohort.heard(0, {0: [0], 1: [0]}) == [1, 1]
+    for now_s in (0.2, 0.5, GRACE_S - 0.2):
+        assert cohort.heard(now_s, {0: [0]}) == [0, 0]
+    assert cohort.heard(GRACE_S + 1, {}) == [0, 0]  # Nor later: nobody waits for it.
+    assert cohort.heard(GRACE_S + 1, {0: [0]}) == [1, 0]
+
+
+def test_what_more_than_a_few_have_missed_is_published_again(monkeypatch):
+    number = 3 * FEW
+    cohort = Cohort(number, monkeypatch)
+    cohort.heard(0, {n: [0, 1] for n in range(number)})
+    for n in range(number):
+        cohort.down.returned(f"client-{n}")
+    assert cohort.heard(2, {n: [0] for n in range(FEW)}) == [1] * FEW + [0] * 2 * FEW
+    assert cohort.heard(4, {n: [1] for n in range(FEW + 1)}) == [1] * number
+
+
+def test_who_asks_again_although_it_was_sent_to_it_alone_gets_it_with_the_others(monkeypatch):
+    """The access rules of its broker may be older than topics of its own."""
+    cohort = Cohort(2, monkeypatch)
+    assert cohort.heard(0, {0: [0], 1: [0]}) == [1, 1]
+    cohort.down.returned("client-0")
+    for n in range(1, TRIES + 1):
+        assert cohort.heard(2 * n, {0: [0]}) == [1, 0]
+    assert cohort.heard(2 * TRIES + 2, {0: [0]}) == [1, 1]
+
+
+def test_an_old_client_gets_repetitions_with_the_others(monkeypatch):
+    cohort = Cohort(2, monkeypatch)
+    cohort.heard(0, {0: [0], 1: [0]})
+    cohort.down.returned("client-0")
+    assert cohort.heard(2, {0: [0]}, hears_repeats=False) == [1, 1]
+
+
+def test_asking_for_what_does_not_exist_takes_no_memory():
+    down = Downlink(LoopbackHub().connect("coordinator"), TOPICS)
+    down.offer(BODY)
+    for n in range(10):
+        down.want("a", Want(REF.digest, list(range(3 + 1000 * n, 1003 + 1000 * n))), float(n))
+        down.tick(n + 0.5)
+    offer = down._offers[REF.digest]
+    assert not offer.waiting
+    assert not offer.waiting_since_s
