@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_client.runtime import kernel_isa
+from edge_client.ort import kernel_isa
 from protocol.durable import replace_file
 from protocol.errors import DataError
 

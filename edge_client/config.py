@@ -23,7 +23,8 @@ import msgspec
 
 from edge_client.energy.settings import MeterSettings
 from edge_client.limits import LimitsConfig
-from edge_client.runtime import FULL, PORTABLE
+from edge_client.ort import PORTABLE
+from edge_client.runtime import FULL
 from protocol.config import load
 from protocol.messages import Name
 

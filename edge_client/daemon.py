@@ -31,17 +31,9 @@ from edge_client.energy.power_mode import power_mode
 from edge_client.limits import Budget
 from edge_client.link import Link, Superseded
 from edge_client.memory import afford, plan
+from edge_client.ort import PORTABLE
 from edge_client.outbox import Outbox, Parcel
-from edge_client.runtime import (
-    COMPRESSED,
-    FULL,
-    GRAPHS,
-    PORTABLE,
-    Backend,
-    Runtime,
-    files_of,
-    onnx_backend,
-)
+from edge_client.runtime import COMPRESSED, FULL, GRAPHS, Backend, Runtime, files_of, onnx_backend
 from edge_client.session import Trainer
 from edge_client.spool import Spool
 from protocol import codec, commit

@@ -1,4 +1,4 @@
-"""One training step of an artifact, on ONNX Runtime. The only file of the client that imports it.
+"""One training step of an artifact, on ONNX Runtime.
 
 A runtime owns two flat buffers over the stored entries of a model (protocol/layout.py):
 
@@ -9,20 +9,16 @@ so that an optimizer step is arithmetic on two arrays, and no weight is copied b
 
     PortableRuntime   a step graph on any onnxruntime: what boards run
     ModuleRuntime     training_model.onnx through onnxruntime.training.api.Module, where the
-                      training build is installed
+                      training build is installed (module_runtime.py)
 
 They give the same numbers (tests compare them). `open_runtime` never takes another than was asked.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib.metadata
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,8 +26,9 @@ import numpy.typing as npt
 
 from edge_client.bindings import Pruning, Slices
 from edge_client.limits import Watchdog
+from edge_client.module_runtime import ModuleRuntime
+from edge_client.ort import MODULE, PORTABLE, installed_package, kernel_isa, onnxruntime, session_options
 from protocol.artifact import (
-    CROSS_ENTROPY,
     EVAL_MODEL,
     OPTIMIZER_MODEL,
     STEP,
@@ -43,30 +40,12 @@ from protocol.artifact import (
 from protocol.errors import ArtifactError, OverBudget, RuntimeMissing
 from protocol.graphs import check_graph
 from protocol.layout import PRUNABLE, STATISTIC, Vector
-from protocol.lean import import_without_torch
 from protocol.method import Batch
 from protocol.sparse import Mask, SparseVector
-
-PORTABLE, MODULE = "portable", "module"
-TRAINING_PACKAGE = "onnxruntime-training-cpu"
 
 # How activations wait for the backward pass: as they are; without their zeros; at half precision.
 FULL, COMPRESSED, HALF = "full", "compressed", "half"
 GRAPHS = {FULL: STEP, COMPRESSED: STEP_COMPRESSED, HALF: STEP_HALF}
-
-
-def onnxruntime() -> ModuleType:
-    """Return the module, imported when it is first needed: a waiting client does without its 25 MB.
-
-    Raises:
-        RuntimeMissing: it is not installed, or does not load on this machine.
-    """
-    try:
-        return import_without_torch("onnxruntime")
-    except ImportError as error:
-        raise RuntimeMissing(
-            f"onnxruntime cannot be imported ({error}); install it: pip install 'sparsefleet[device]'"
-        ) from error
 
 
 def files_of(kind: str, saved: str = FULL) -> tuple[str, ...]:
@@ -145,68 +124,6 @@ def open_runtime(
     if kind == MODULE:
         return ModuleRuntime(manifest, folder, library, threads)
     raise RuntimeMissing(f"unknown runtime {kind!r}; it is {PORTABLE!r} or {MODULE!r}")
-
-
-def installed_package() -> str:
-    """Return "package version" of the one onnxruntime that is installed.
-
-    Raises:
-        RuntimeMissing: none is installed, or both the stock and the training package are. They overwrite
-            each other's files, and which one runs is a matter of luck.
-    """
-    found = []
-    for package in ("onnxruntime", TRAINING_PACKAGE, "onnxruntime-training"):
-        try:
-            found.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    if len(found) > 1:
-        raise RuntimeMissing(
-            f"{' and '.join(found)} are both installed and overwrite each other; uninstall all of them, then "
-            "install one: 'onnxruntime' on a board, 'onnxruntime-training-cpu' where models are exported"
-        )
-    return found[0] if found else f"onnxruntime {onnxruntime().__version__}"
-
-
-def kernel_isa(library: Path) -> str:
-    """Return the instruction set that the op library chose on this machine, e.g. "avx2"."""
-    try:
-        loaded = ctypes.CDLL(str(library))
-        loaded.sparsefleet_isa.restype = ctypes.c_char_p
-        return str(loaded.sparsefleet_isa().decode())
-    except (OSError, AttributeError) as error:
-        raise RuntimeMissing(
-            f"the op library {library} cannot be loaded: {error}; build it with: make"
-        ) from error
-
-
-def session_options(library: Path, threads: int) -> Any:
-    """Options for a board: its own thread count, and no spinning.
-
-    Idle pool threads that spin burn joules and starve the neighbours: on two busy cores it cost a
-    factor of 6 to 25 in time.
-
-    And memory that can be foretold (export/liveness.py): nodes run in the order of the file, where by
-    default ONNX Runtime may delay what only the backward pass reads; tensors are freed behind their
-    last reader instead of staying for a later tensor of their size; and no pattern of the first step
-    is allocated again as one block beside it, which took onnxruntime 1.31.1 from 200 to 300 MB for a
-    ResNet-18. No difference in time was measurable (tools/bench/step.py).
-    """
-    ort = onnxruntime()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    options.enable_mem_reuse = False
-    options.enable_mem_pattern = False
-    options.log_severity_level = 3
-    try:
-        options.register_custom_ops_library(str(library))
-    except Exception as error:  # onnxruntime raises its own kinds, without a common base.
-        raise RuntimeMissing(f"{installed_package()} refuses the op library: {error}") from error
-    return options
 
 
 class PortableRuntime:
@@ -317,112 +234,3 @@ class PortableRuntime:
         """Point one input or output at our memory; the caller keeps the array alive."""
         bind = self._binding.bind_input if side == "input" else self._binding.bind_output
         bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-
-
-class ModuleRuntime:
-    """The training build's Module over the native artifacts.
-
-    Its checkpoint fixes the number of stored values, so a new mask means a new checkpoint, which
-    this class writes; gradients are read back from the checkpoint state. Slower than the portable
-    runtime by those copies, and there for comparison.
-    """
-
-    def __init__(self, manifest: Manifest, folder: Path, library: Path, threads: int) -> None:
-        """Load the training API.
-
-        Raises:
-            RuntimeMissing: this is a stock build.
-        """
-        onnxruntime()  # Without the torch that the training API would bring.
-        try:
-            from onnxruntime.training import api
-        except ImportError as error:
-            raise RuntimeMissing(
-                f"the runtime {MODULE!r} needs {TRAINING_PACKAGE} 1.19.2 and torch (x86-64 or macOS, Python 3.9-3.12); "
-                f"installed is {installed_package()}. Use --runtime {PORTABLE}"
-            ) from error
-        self._api = api
-        self.name = f"{installed_package()} Module"
-        self.kernels = kernel_isa(library)
-        self._manifest, self._folder = manifest, folder
-        self._options = session_options(library, threads)
-        self.values = self.gradient = np.empty(0, np.float32)
-        self._mask: Mask | None = None
-
-    def bind(self, model: SparseVector) -> None:
-        """See Runtime."""
-        if self._mask is not None and model.mask.same(self._mask):
-            self.values[:] = model.values
-            return
-        self._slices = Slices.of(model.mask, self._manifest)
-        self.values = model.values.copy()
-        self.gradient = np.zeros_like(self.values)
-        self._state = self._fresh_state()
-        self._module = self._api.Module(
-            str(self._folder / TRAINING_MODEL),
-            self._state,
-            str(self._folder / EVAL_MODEL),
-            session_options=self._options,
-        )
-        self._module.train()
-        self._mask = model.mask
-
-    def step(self, batch: Batch, temperature: float = 1.0) -> float:
-        """See Runtime."""
-        layout, slices = self._manifest.layout, self._slices
-        is_classes = self._manifest.loss == CROSS_ENTROPY
-        if is_classes and (batch[1].min() < 0 or batch[1].max() >= self._manifest.num_classes):
-            # The training build's loss reads outside its buffer then; our own op refuses.
-            raise ArtifactError(
-                f"the training step failed: a label is not in 0..{self._manifest.num_classes - 1}"
-            )
-        for piece in layout.pieces:
-            shape = (-1,) if piece.role == PRUNABLE else piece.shape
-            self._state.parameters[piece.name] = self.values[slices.parts[piece.name]].reshape(shape)
-        given: dict[str, npt.NDArray[Any]] = {
-            "x": batch[0],
-            "labels": batch[1],
-            "target": batch[1],  # What the training API calls the labels of a regression.
-            "temperature": np.asarray(temperature, np.float32),
-            **{f"{name}.indices": value for name, value in slices.indices.items()},
-        }
-        try:
-            outputs = self._module(*(given[name] for name in self._module.input_names()))
-        except Exception as error:  # See session_options.
-            raise ArtifactError(f"the training step failed: {error}") from error
-        found = outputs if isinstance(outputs, tuple) else (outputs,)
-        by_name = dict(zip(self._module.output_names(), found, strict=True))
-        for piece in layout.pieces:
-            if piece.role == STATISTIC:
-                value = by_name[f"{piece.name}.batch"]
-            else:
-                value = self._state.parameters[piece.name].grad
-            self.gradient[slices.parts[piece.name]] = np.asarray(value).reshape(-1)
-        self._module.lazy_reset_grad()
-        return float(np.asarray(found[0]))
-
-    def prune_saved(self, keep: Mapping[str, float]) -> None:
-        """See Runtime."""
-        raise ArtifactError(f"the runtime {MODULE!r} cannot prune activations; use {PORTABLE!r}")
-
-    def _fresh_state(self) -> Any:
-        """A checkpoint with the present number of stored values."""
-        from onnxruntime.capi import _pybind_state as ort
-
-        trained: list[bytes] = []
-        frozen: list[bytes] = []
-        for piece in self._manifest.layout.pieces:
-            part = self._slices.parts[piece.name]
-            shape = (part.stop - part.start,) if piece.role == PRUNABLE else piece.shape
-            tensor = _tensor_proto(piece.name, self.values[part].reshape(shape))
-            (frozen if piece.role == STATISTIC else trained).append(tensor)
-        with tempfile.TemporaryDirectory() as folder:
-            ort.save_checkpoint(trained, frozen, f"{folder}/checkpoint", False)
-            return self._api.CheckpointState.load_checkpoint(f"{folder}/checkpoint")
-
-
-def _tensor_proto(name: str, value: Vector) -> bytes:
-    """A serialized onnx.TensorProto; the training build's environment has the onnx package."""
-    from onnx import numpy_helper
-
-    return bytes(numpy_helper.from_array(value, name).SerializeToString())

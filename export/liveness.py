@@ -1,7 +1,7 @@
 """How much memory the activations of a step take, known before anybody runs it.
 
 ONNX Runtime is told to run nodes in the order of the file and to free a tensor behind its last reader
-(edge_client/runtime.py), so playing the nodes through its arena gives the peak. The sizes are those
+(edge_client/ort.py), so playing the nodes through its arena gives the peak. The sizes are those
 that the ops themselves return: the graph is run once on one block of 16 examples and once on two, with
 every tensor as an output. So a new op needs nothing here.
 """

@@ -26,9 +26,15 @@ MAY_IMPORT = {
 # Where a library may be imported: folders end in a slash.
 ONLY_IN = {
     "torch": ("export/", "tools/bench/", "tools/lab/"),
-    "onnxruntime.training": ("export/", "edge_client/runtime.py", "tools/bench/"),
-    "onnxruntime": ("export/", "edge_client/runtime.py", "coordinator/evaluate.py", "tools/bench/"),
-    "onnx": ("export/", "coordinator/final_model.py", "edge_client/runtime.py", "tools/bench/"),
+    "onnxruntime.training": ("export/", "edge_client/module_runtime.py", "tools/bench/"),
+    "onnxruntime": (
+        "export/",
+        "edge_client/ort.py",
+        "edge_client/module_runtime.py",
+        "coordinator/evaluate.py",
+        "tools/bench/",
+    ),
+    "onnx": ("export/", "coordinator/final_model.py", "edge_client/module_runtime.py", "tools/bench/"),
     "cryptography": ("protocol/identity.py", "coordinator/certificates.py"),
     "paho": ("protocol/mqtt.py", "tools/bench/load.py"),  # A thousand connections in one loop.
     "amqtt": ("coordinator/broker.py",),

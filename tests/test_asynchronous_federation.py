@@ -12,7 +12,8 @@ import pytest
 from coordinator.asynchronous import FRESH, AsynchronousConfig, restated
 from coordinator.report import EVENTS, read_csv
 from edge_client.kernels import library_path
-from edge_client.runtime import PORTABLE, Backend, onnx_backend
+from edge_client.ort import PORTABLE
+from edge_client.runtime import Backend, onnx_backend
 from protocol.errors import ConfigError
 from protocol.sparse import Mask, SparseVector
 from tests.test_federation_loopback import (  # noqa: F401  A fixture.

@@ -36,7 +36,8 @@ TRAIN = """
 import sys
 from pathlib import Path
 import numpy as np
-from edge_client.runtime import PORTABLE, installed_package, open_runtime
+from edge_client.ort import PORTABLE, installed_package
+from edge_client.runtime import open_runtime
 from edge_client.session import Trainer
 from protocol import artifact
 from protocol.examples import Examples

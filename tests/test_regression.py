@@ -13,7 +13,8 @@ from coordinator.evaluate import Evaluator
 from coordinator.experiment import CohortConfig, Experiment
 from coordinator.report import read_csv
 from edge_client.kernels import library_path
-from edge_client.runtime import MODULE, PORTABLE, open_runtime
+from edge_client.ort import MODULE, PORTABLE
+from edge_client.runtime import open_runtime
 from edge_client.session import Trainer
 from export import parity
 from export.export import export_module

@@ -116,7 +116,7 @@ def _python() -> Check:
 
 
 def _runtime() -> Check:
-    from edge_client.runtime import installed_package, onnxruntime
+    from edge_client.ort import installed_package, onnxruntime
 
     versions = f"{installed_package()}, numpy {importlib.metadata.version('numpy')}"
     oldest = (1, 19)

@@ -6,7 +6,8 @@ import pytest
 from edge_client import break_even
 from edge_client.break_even import FILE, NEVER, BreakEven
 from edge_client.kernels import library_path
-from edge_client.runtime import PORTABLE, kernel_isa, open_runtime
+from edge_client.ort import PORTABLE, kernel_isa
+from edge_client.runtime import open_runtime
 from protocol import artifact as artifacts
 from protocol.errors import DataError
 from protocol.layout import PRUNABLE

@@ -8,7 +8,8 @@ import pytest
 
 from edge_client.kernels import library_path
 from edge_client.limits import Budget, LimitsConfig, Watchdog
-from edge_client.runtime import PORTABLE, open_runtime
+from edge_client.ort import PORTABLE
+from edge_client.runtime import open_runtime
 from protocol import artifact as artifacts
 from protocol.errors import ArtifactError, OverBudget
 from protocol.graphs import check_graph

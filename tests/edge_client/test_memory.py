@@ -23,7 +23,8 @@ import numpy as np
 from device_profiles.memory import peak_rss_bytes
 from edge_client import daemon  # All that a client loads.
 from edge_client.kernels import library_path
-from edge_client.runtime import PORTABLE, onnxruntime, open_runtime
+from edge_client.ort import PORTABLE, onnxruntime
+from edge_client.runtime import open_runtime
 from edge_client.session import Trainer
 from edge_client.trust import Trust
 from protocol import artifact as artifacts

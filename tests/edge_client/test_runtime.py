@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from edge_client.kernels import library_path
-from edge_client.runtime import MODULE, PORTABLE, Runtime, open_runtime, session_options
+from edge_client.ort import MODULE, PORTABLE, session_options
+from edge_client.runtime import Runtime, open_runtime
 from export import parity
 from export.models import DEFAULT_INPUT_SHAPE, builder
 from protocol import artifact as artifacts

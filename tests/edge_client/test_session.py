@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from edge_client.kernels import library_path
-from edge_client.runtime import PORTABLE, open_runtime
+from edge_client.ort import PORTABLE
+from edge_client.runtime import open_runtime
 from edge_client.session import Trainer
 from export import parity
 from export.models import builder

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from edge_client.kernels import library_path
-from edge_client.runtime import COMPRESSED, FULL, PORTABLE, open_runtime
+from edge_client.ort import PORTABLE
+from edge_client.runtime import COMPRESSED, FULL, open_runtime
 from export import parity
 from export.composites import SelfAttention
 from export.export import export_module

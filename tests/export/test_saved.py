@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from edge_client.kernels import library_path
-from edge_client.runtime import COMPRESSED, FULL, HALF, MODULE, PORTABLE, open_runtime, session_options
+from edge_client.ort import MODULE, PORTABLE, session_options
+from edge_client.runtime import COMPRESSED, FULL, HALF, open_runtime
 from export.export import export_model, export_module
 from export.parity import differences, feeds, random_mask
 from export.saved import unpruned

@@ -11,7 +11,8 @@ from torch import nn
 
 from coordinator.experiment import CohortConfig, Experiment
 from edge_client.kernels import library_path
-from edge_client.runtime import COMPRESSED, PORTABLE, open_runtime
+from edge_client.ort import PORTABLE
+from edge_client.runtime import COMPRESSED, open_runtime
 from export.export import export_model, export_module
 from export.models import DEFAULT_INPUT_SHAPE
 from export.parity import random_mask

@@ -15,7 +15,7 @@ import numpy as np
 from edge_client import break_even
 from edge_client.break_even import NEVER, BreakEven
 from edge_client.kernels import library_path
-from edge_client.runtime import kernel_isa
+from edge_client.ort import kernel_isa
 from tools.bench.masks import UNIFORM, random_mask
 from tools.bench.subject import from_model, weights
 from tools.bench.timing import alternate

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_client.kernels import library_path
-from edge_client.runtime import kernel_isa, onnxruntime, session_options
+from edge_client.ort import kernel_isa, onnxruntime, session_options
 from protocol.sparse import top_k
 from tools.bench import wire
 from tools.bench.timing import SECONDS, Step, alternate, clock_of, say_once

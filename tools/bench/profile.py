@@ -16,7 +16,7 @@ import numpy as np
 
 from edge_client.bindings import Slices
 from edge_client.kernels import library_path
-from edge_client.runtime import kernel_isa, onnxruntime, session_options
+from edge_client.ort import kernel_isa, onnxruntime, session_options
 from protocol.artifact import STEP
 from protocol.layout import PRUNABLE
 from tools.bench import masks as masking

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from edge_client.kernels import library_path
-from edge_client.runtime import session_options
+from edge_client.ort import session_options
 from protocol.artifact import Manifest
 from protocol.errors import SparsefleetError
 from protocol.layout import PRUNABLE

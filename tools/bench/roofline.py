@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from edge_client.kernels import library_path
-from edge_client.runtime import kernel_isa
+from edge_client.ort import kernel_isa
 from protocol.errors import RuntimeMissing
 from protocol.layout import Vector
 

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_client.kernels import library_path
-from edge_client.runtime import PortableRuntime, onnxruntime, session_options
+from edge_client.ort import onnxruntime, session_options
+from edge_client.runtime import PortableRuntime
 from edge_client.session import Trainer
 from protocol import artifact as artifacts
 from protocol.artifact import MANIFEST, STEP, Manifest

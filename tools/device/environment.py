@@ -33,7 +33,7 @@ UNUSED = (
 SELF_TEST = """
 import tools.cli, tools.client, importlib.metadata
 from edge_client.kernels import library_path
-from edge_client.runtime import installed_package, kernel_isa, session_options
+from edge_client.ort import installed_package, kernel_isa, session_options
 library = library_path()
 session_options(library, 1)
 print(importlib.metadata.version("sparsefleet"), kernel_isa(library), installed_package(), sep="; ")
