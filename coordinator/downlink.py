@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from protocol.blobs import RESEND_S, STALL_S, BlobStore, Publisher, num_chunks
+from protocol.blob_store import RESEND_S, BlobStore, Publisher
+from protocol.blobs import STALL_S, num_chunks
 from protocol.messages import BlobRef, Want
 from protocol.topics import BLOB_DOWN, REPEAT, Topics
 from protocol.transport import Transport

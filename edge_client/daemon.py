@@ -14,7 +14,6 @@ import hashlib
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import numpy.typing as npt
 from device_profiles.memory import available_bytes, peak_rss_bytes
 from edge_client import break_even, notify
 from edge_client.config import ClientConfig
+from edge_client.downloads import Downloads
 from edge_client.energy.conditions import Seen
 from edge_client.energy.meter import IDLE, Meter
 from edge_client.energy.power_mode import power_mode
@@ -37,15 +37,14 @@ from edge_client.runtime import COMPRESSED, FULL, GRAPHS, Backend, Runtime, file
 from edge_client.session import Trainer
 from edge_client.spool import Spool
 from protocol import codec, commit
-from protocol.artifact import MANIFEST, MSE, Manifest, check, parse
+from protocol.artifact import MSE, Manifest
 from protocol.blobs import UPLOAD_CHUNK_BYTES, ref_of
-from protocol.errors import DigestMismatch, ProtocolError, TransportError, UserError
+from protocol.errors import ProtocolError, TransportError, UserError
 from protocol.examples import Examples, load
-from protocol.layout import Layout
 from protocol.messages import Cost, End, Join, Refusal, Task, Update
 from protocol.method import Method, Turn
 from protocol.methods import build
-from protocol.seeded import generator, initial
+from protocol.seeded import generator
 from protocol.sparse import Mask, SparseVector
 
 log = logging.getLogger(__name__)
@@ -53,8 +52,6 @@ log = logging.getLogger(__name__)
 # A waiting board looks so often how it is. It tells at once that it is slowed or no longer so,
 WATCH_S = 1.0
 ANNOUNCE_S = 60.0  # and its temperature and charge so often.
-MAX_MANIFEST_BYTES = 4 << 20
-MAX_FILE_BYTES = 256 << 20
 
 
 class Daemon:
@@ -93,8 +90,7 @@ class Daemon:
         self._spool, self._session = spool, session
         self._examples: Examples | None = None
         self._runtime: tuple[tuple[str, str], Runtime] | None = None  # Artifact and graph; the runtime.
-        self._fixed: dict[str, Mask] = {}  # The run's fixed mask, under the digest of its body and its own.
-        self._masks: dict[str, Mask] = {}  # And the last round's: what bodies may refer to.
+        self._downloads = Downloads(link, spool)
         self._outbox = Outbox(Path(config.state), spool)
         self._last: Parcel | None = None  # The update that was made last,
         self._is_begun = False  # by this process or, until its first task, by the one before it.
@@ -185,21 +181,19 @@ class Daemon:
         wire = self._link.transport
         with self._meter.phase("receive") as span:
             before = wire.received_bytes, wire.sent_bytes
-            manifest = self._manifest(task)
+            manifest = self._downloads.manifest(task)
             inputs = method.inputs(turn, memory)
             # No body is fetched in vain; a board that is too small would not live to decode it.
             least = manifest.layout.size - manifest.layout.num_prunable
             self._afford(task, method, manifest, max([least, *(task.stored.get(name, 0) for name in inputs)]))
-            self._fetch_artifact(task, manifest, saved)
-            bodies = self._bodies(task, inputs, manifest)
+            self._downloads.artifact(task, manifest, files_of(self._config.runtime, saved))
+            bodies = self._downloads.bodies(task, inputs, manifest)
             span.received_bytes, span.sent_bytes = (
                 wire.received_bytes - before[0],
                 wire.sent_bytes - before[1],
             )
         with self._meter.phase("decode"):
-            received = {name: self._body(data, manifest) for name, data in bodies.items()}
-            for name in set(inputs) & set(task.seeded):
-                received[name] = _drawn(task, manifest.layout)
+            received = self._downloads.vectors(task, inputs, bodies, manifest)
         self._afford(task, method, manifest, max((v.mask.nnz for v in received.values()), default=0))
         with self._meter.phase("train") as span:
             trainer = self._trainer(task, method, manifest, saved)
@@ -210,13 +204,13 @@ class Daemon:
         if self._observe is not None and trainer.local is not None:
             self._observe(self._config.client_id, trainer.local, uploaded)
         with self._meter.phase("encode"):
-            known = {*self._fixed, *self._known_upstream}
+            known = {*self._downloads.fixed, *self._known_upstream}
             base = received["weights"].mask if "weights" in received else None
             body = self._encode(task, method, uploaded, manifest, known, base)
             names = codec.describe(body)["mask"]
-            is_plain = names is None or names in self._fixed
+            is_plain = names is None or names in self._downloads.fixed
             plain = b"" if is_plain else self._encode(task, method, uploaded, manifest, known=set())
-            self._remember(base)
+            self._downloads.remember(base)
         log.info(
             "trained round=%d stage=%s steps=%d loss=%.4f",
             task.round_number,
@@ -278,12 +272,6 @@ class Daemon:
             phases = self._meter.take()
             self._link.say(Cost(self._config.client_id, task.run, task.round_number, phases))
 
-    def _manifest(self, task: Task) -> Manifest:
-        """Return the task's manifest."""
-        return self._spool.manifest(task.artifact.digest) or parse(
-            self._link.fetch(task.artifact, MAX_MANIFEST_BYTES)
-        )
-
     def _saved(self, method: Method) -> str:
         """How activations wait: as configured, or compressed where the method must prune them."""
         saved = self._config.saved_activations
@@ -300,47 +288,6 @@ class Daemon:
             log.warning("memory unknown reason=the artifact was exported by an older version")
         available = available_bytes()
         afford(planned, min(available, self._budget_mb * 10**6) if self._budget_mb else available)
-
-    def _fetch_artifact(self, task: Task, manifest: Manifest, saved: str) -> None:
-        """Fetch what this runtime needs of the artifact, once."""
-        digest = task.artifact.digest
-        folder = self._spool.artifact_folder(digest)
-        for name in files_of(self._config.runtime, saved):
-            entry = manifest.file(name)
-            if not (folder / name).is_file():
-                data = self._link.fetch(entry.ref, MAX_FILE_BYTES)
-                self._spool.keep_file(digest, name, data)
-            check(folder / name, entry)
-        if not (folder / MANIFEST).is_file():  # Last: a manifest that is there vouches for the rest.
-            self._spool.keep_file(digest, MANIFEST, manifest.raw)
-
-    def _bodies(self, task: Task, inputs: tuple[str, ...], manifest: Manifest) -> dict[str, bytes]:
-        """Fetch the bodies that the method's client half needs here, and the mask they refer to."""
-        limit = codec.max_body_bytes(manifest.layout.size)
-        mask = task.blobs.get("mask")
-        if mask is not None and mask.digest not in self._masks:
-            vector = self._body(self._link.fetch(mask, limit), manifest)
-            # Under the digest of its body and of itself: tasks name the one, bodies the other.
-            self._fixed = {mask.digest: vector.mask, vector.mask.digest: vector.mask}
-            self._masks = dict(self._fixed)
-        wanted = {name: task.blobs[name] for name in inputs if name in task.blobs}
-        uses = Counter(ref.digest for ref in wanted.values())
-        for name, ref in wanted.items():
-            if task.bases.get(name) in self._masks and uses[ref.digest] == 1:
-                wanted[name] = task.blobs[f"{name}.change"]
-        # Once where two names mean one body: a client that was averaged last has the weights for its mean.
-        distinct = {ref.digest: ref for ref in wanted.values()}
-        fetched = {digest: self._link.fetch(ref, limit) for digest, ref in distinct.items()}
-        return {name: fetched[ref.digest] for name, ref in wanted.items()}
-
-    def _remember(self, mask: Mask | None) -> None:
-        """Keep this round's mask: the next one's weights may come as its change."""
-        self._masks = {**self._fixed, **({} if mask is None else {mask.digest: mask})}
-
-    def _body(self, data: bytes, manifest: Manifest) -> SparseVector:
-        layout = manifest.layout
-        ends = layout.ends_of(layout.num_prunable)
-        return codec.decode(data, layout.size, layout.num_prunable, self._masks, ends=ends)
 
     def _encode(
         self,
@@ -396,24 +343,6 @@ def _essence(task: Task) -> Task:
 def _turn(task: Task) -> Turn:
     """What the method is told of the task."""
     return Turn(task.round_number, task.stage, task.seed, task.training, averaged=task.averaged)
-
-
-def _drawn(task: Task, layout: Layout) -> SparseVector:
-    """Return the initial model, drawn here.
-
-    Raises:
-        DigestMismatch: it is not the coordinator's.
-    """
-    if task.initial is None:
-        raise DigestMismatch("the task names bodies that are the initial model, but not its seed")
-    flat = initial(layout, task.initial.seed, task.initial.gain)
-    digest = hashlib.sha256(flat.astype("<f4").tobytes()).hexdigest()
-    if digest != task.initial.digest:
-        raise DigestMismatch(
-            f"the initial model drawn here is {digest[:12]}..., the coordinator's {task.initial.digest[:12]}...: "
-            "do both run the same version of sparsefleet?"
-        )
-    return SparseVector(Mask.full(layout.size), flat)
 
 
 def _memory_name(task: Task) -> str:

@@ -15,7 +15,8 @@ import msgspec
 
 from edge_client import notify
 from edge_client.trust import Trust
-from protocol.blobs import UPLOAD_CHUNK_BYTES, Assembly, BlobStore
+from protocol.blob_store import BlobStore
+from protocol.blobs import UPLOAD_CHUNK_BYTES, Assembly
 from protocol.errors import ProtocolError, TransportError
 from protocol.messages import (
     BlobRef,

@@ -17,8 +17,9 @@ from coordinator.experiment import CohortConfig, Experiment
 from coordinator.report import RunFolder, read_csv
 from coordinator.service import Coordinator
 from protocol import artifact as artifacts
-from protocol import blobs, codec
+from protocol import codec
 from protocol import header as header_of
+from protocol.blob_store import BlobStore
 from protocol.indices import encode_part
 from protocol.layout import DENSE, PRUNABLE, Layout
 from protocol.messages import End, Join, Receipt, Task, Training, Update, Want, decode, encode
@@ -102,7 +103,7 @@ class FakeClient:
         self._thread.start()
 
     def _serve(self) -> None:
-        store = blobs.BlobStore(1 << 30)
+        store = BlobStore(1 << 30)
         ref = store.put(self._body)
         while (packet := self._transport.receive(20)) is not None:
             message = decode(packet.payload)

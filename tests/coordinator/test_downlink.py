@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from coordinator.downlink import FEW, GATHER_S, GRACE_S, RETURN_S, TRIES, Downlink
-from protocol.blobs import RESEND_S, Assembly, ref_of
+from protocol.blob_store import RESEND_S
+from protocol.blobs import Assembly, ref_of
 from protocol.messages import Want
 from protocol.topics import BLOB_DOWN, Topics
 from protocol.transport import Loopback, LoopbackHub

@@ -7,7 +7,8 @@ import pytest
 
 from coordinator import uplink as module
 from coordinator.uplink import Uplink
-from protocol.blobs import BlobStore, pack_chunk, ref_of
+from protocol.blob_store import BlobStore
+from protocol.blobs import pack_chunk, ref_of
 from protocol.errors import LimitExceeded
 from protocol.messages import Want, decode
 from protocol.topics import FETCH, Topics

@@ -9,7 +9,7 @@ import pytest
 
 from edge_client.link import Link
 from edge_client.trust import Trust
-from protocol.blobs import BlobStore
+from protocol.blob_store import BlobStore
 from protocol.errors import TransportError
 from protocol.identity import Key
 from protocol.messages import Want, decode

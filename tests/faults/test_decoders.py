@@ -17,6 +17,7 @@ from coordinator.registry import Device, Registry
 from edge_client.trust import Trust
 from protocol import artifact, blobs, codec, messages
 from protocol import header as header_of
+from protocol.blob_store import BlobStore
 from protocol.errors import ArtifactError, DigestMismatch, ProtocolError
 from protocol.identity import Key
 from protocol.sparse import Mask, SparseVector
@@ -82,7 +83,7 @@ def refusal_s(decode, data: bytes, returns: bool) -> float:
 def test_flipped_bits_of_a_body_are_refused(fault):
     row = fault(10)
     body = rng.bytes(2 * blobs.CHUNK_BYTES + 3000)
-    store = blobs.BlobStore(len(body))
+    store = BlobStore(len(body))
     ref = store.put(body)
     chunks = [store.chunk(ref.digest, index) for index in range(3)]
     draw = random.Random(0)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from protocol import artifact, blobs, codec, graphs, messages
+from protocol.blob_store import BlobStore
 from protocol.errors import ArtifactError, ProtocolError
 from protocol.layout import DENSE, PRUNABLE, Layout
 from protocol.sparse import Mask, SparseVector
@@ -56,7 +57,7 @@ def decode_body(data: bytes) -> SparseVector:
 def take_in_chunk(data: bytes) -> None:
     """The chunk on its own, and then with all the others: the body is right, or refused."""
     ref = blobs.ref_of(BLOB)
-    assembly, store = blobs.Assembly(ref, len(BLOB)), blobs.BlobStore(len(BLOB))
+    assembly, store = blobs.Assembly(ref, len(BLOB)), BlobStore(len(BLOB))
     store.put(BLOB)
     assembly.add(data)
     for index in assembly.missing:

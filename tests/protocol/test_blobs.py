@@ -8,7 +8,8 @@ from collections import Counter, deque
 import pytest
 
 from protocol import blobs
-from protocol.blobs import CHUNK_BYTES, Assembly, BlobStore, Publisher, num_chunks, pack_chunk, ref_of
+from protocol.blob_store import BlobStore, Publisher
+from protocol.blobs import CHUNK_BYTES, Assembly, num_chunks, pack_chunk, ref_of
 from protocol.errors import DigestMismatch, LimitExceeded
 from protocol.messages import BlobRef
 

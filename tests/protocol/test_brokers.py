@@ -6,7 +6,8 @@ import time
 import pytest
 
 from protocol import mqtt, topics
-from protocol.blobs import Assembly, BlobStore, Publisher
+from protocol.blob_store import BlobStore, Publisher
+from protocol.blobs import Assembly
 from protocol.errors import ConfigError, TransportError
 from protocol.messages import BlobRef
 from protocol.topics import Topics

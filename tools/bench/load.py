@@ -31,7 +31,8 @@ from coordinator.report import ROUNDS, SUMMARY, read_csv
 from edge_client.trust import Trust
 from protocol import artifact as artifacts
 from protocol import codec
-from protocol.blobs import UPLOAD_CHUNK_BYTES, BlobStore
+from protocol.blob_store import BlobStore
+from protocol.blobs import UPLOAD_CHUNK_BYTES
 from protocol.config import dumps
 from protocol.errors import ConfigError
 from protocol.identity import Key
