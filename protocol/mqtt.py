@@ -101,6 +101,7 @@ class MqttTransport:
         self._early: set[int] = set()  # Acknowledged before `publish` had learned the id.
         self._in_flight_packets = 0
         self._in_flight_bytes = 0
+        self._num_publishing = 0  # Threads that wait for room.
         self._num_acknowledged = 0
         self._refusal: ReasonCode | None = None
         self._num_failures = 0  # Since the last connect.
@@ -305,10 +306,13 @@ class MqttTransport:
             self._check_open()
             while not self._has_room(num_bytes):
                 before = self._num_acknowledged
+                self._num_publishing += 1
+                self._state.notify_all()
                 is_better = self._state.wait_for(
                     lambda: self._num_acknowledged != before or self._is_closed,  # noqa: B023
                     self._publish_timeout_s,
                 )
+                self._num_publishing -= 1
                 self._check_open()
                 if not is_better:
                     raise TransportError(
@@ -407,8 +411,11 @@ class MqttTransport:
             self._drop("too large", packet.num_bytes)
             return
         with self._state:
+            # Not while somebody waits to publish: the acknowledgement comes behind this packet, and who waits
+            # for it is who would fetch.
             self._state.wait_for(
-                lambda: self._is_closed or self._can_queue(packet.num_bytes), RECEIVE_QUEUE_WAIT_S
+                lambda: self._is_closed or self._num_publishing or self._can_queue(packet.num_bytes),
+                RECEIVE_QUEUE_WAIT_S,
             )
             if self._can_queue(packet.num_bytes):
                 self._queue.append(packet)

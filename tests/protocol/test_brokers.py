@@ -421,6 +421,22 @@ def test_a_packet_that_is_too_large_is_dropped_and_counted(broker, monkeypatch):
     assert device.num_dropped == 1
 
 
+@really
+def test_who_waits_to_publish_behind_a_flood_does_not_wait_for_itself_to_fetch(broker, monkeypatch):
+    """The acknowledgement comes behind packets for which the queue has no room."""
+    monkeypatch.setattr(mqtt, "MAX_QUEUED_PACKETS", 4)
+    coordinator, device = broker.connect("coord"), broker.connect("pi-1", publish_timeout_s=8)
+    device.subscribe(TASK)
+    for _ in range(50):
+        coordinator.publish(TASK, b"flood")
+    until(lambda: len(device._queue) == 4)
+    monkeypatch.setattr(mqtt, "MAX_IN_FLIGHT_PACKETS", 1)
+    for _ in range(3):
+        device.publish(STATE, b"")
+    assert device.num_dropped > 0
+    assert [next_packet(device).payload for _ in range(4)] == [b"flood"] * 4
+
+
 def test_nobody_listening_names_host_and_port():
     import socket
 
