@@ -2,6 +2,8 @@
 
 #include <numeric>
 
+#include "pages.h"
+
 namespace sparsefleet {
 namespace {
 
@@ -23,6 +25,21 @@ Shape shape_of(const OrtTensorTypeAndShapeInfo* info) {
     Shape dims(rank);
     check(ort().get_dimensions(info, dims.data(), rank));
     return dims;
+}
+
+size_t bytes_of(ElementType type) {
+    switch (type) {
+        case ElementType::UINT8:
+            return 1;
+        case ElementType::UINT16:
+            return 2;
+        case ElementType::INT64:
+            return 8;
+        case ElementType::FLOAT:
+        case ElementType::INT32:
+            break;
+    }
+    return 4;
 }
 
 // True for success. Releases the status: some questions may fail without that being an error.
@@ -130,6 +147,7 @@ void* Context::raw_output(size_t index, const Shape& shape) {
     }
     void* data = nullptr;
     check(ort().get_tensor_mutable_data(value, &data));
+    want_large_pages(data, static_cast<size_t>(Tensor{"", shape, data}.size()) * bytes_of(output_ports_[index].type));
     return data;
 }
 

@@ -93,6 +93,38 @@ def test_many_sessions_may_register_the_library(run_op):
         np.testing.assert_array_equal(run_op("Relu", np.ones((1, 1, 1, 1, 16), np.float32))[0], 1)
 
 
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not LARGE_PAGES.exists() or "[madvise]" not in LARGE_PAGES.read_text(),
+    reason="here programs do not choose between small and large pages",
+)
+@pytest.mark.parametrize("wanted", ["0", "1"])
+def test_large_tensors_are_on_large_pages_unless_they_must_not(wanted):
+    script = (
+        "import re, numpy as np\n"
+        "from tests.edge_client.kernels.conftest import Node\n"
+        "x = np.ones((1, 64, 64, 64, 16), np.float32)\n"
+        "node = Node('Relu', [x])\n"
+        "node(x)\n"  # Whose arena stays.
+        "print(re.search(r'AnonHugePages: *([0-9]+)', open('/proc/self/smaps_rollup').read())[1])\n"
+    )
+    environment = {**os.environ, "SPARSEFLEET_LARGE_PAGES": wanted}
+    # NumPy asks for large pages, too, unless told otherwise.
+    environment |= {"NUMPY_MADVISE_HUGEPAGE": "0", "SPARSEFLEET_TEST_WITHOUT_TORCH": "1"}
+    child = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=HERE.parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+    assert (int(child.stdout) >= 8 * 1024) == (wanted == "1")
+
+
 # Shape inference, read off the outputs of a session.
 
 
