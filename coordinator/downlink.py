@@ -36,7 +36,8 @@ class _Listener:
 
     since_s: float  # From then on it hears what is published of it.
     excused: set[int] = field(default_factory=set)  # Chunks of which one Want was taken for a crossing.
-    repeated: Counter[int] = field(default_factory=Counter)  # How often a chunk was sent to it alone.
+    repeated: Counter[int] = field(default_factory=Counter)  # How often a chunk was sent to it alone,
+    repeated_s: dict[int, float] = field(default_factory=dict)  # and when last.
 
 
 @dataclass
@@ -93,9 +94,9 @@ class Downlink:
         for chunk in message.chunks:
             if chunk >= offer.num_chunks:
                 continue
-            published_s = offer.published_s.get(chunk, -math.inf)
-            is_recent = chunk not in listener.excused or now_s - published_s < GRACE_S
-            if published_s > heard_since_s and is_recent:
+            sent_s = max(offer.published_s.get(chunk, -math.inf), listener.repeated_s.get(chunk, -math.inf))
+            is_recent = chunk not in listener.excused or now_s - sent_s < GRACE_S
+            if sent_s > heard_since_s and is_recent:
                 listener.excused.add(chunk)
             else:
                 offer.waiting_since_s.setdefault(chunk, now_s)
@@ -134,7 +135,9 @@ class Downlink:
         waiting = offer.waiting[chunk]
         if chunk in offer.published_s and len(waiting) <= FEW and all(waiting.values()):
             for client_id in waiting:
-                offer.listeners.setdefault(client_id, _Listener(now_s)).repeated[chunk] += 1
+                listener = offer.listeners.setdefault(client_id, _Listener(now_s))
+                listener.repeated[chunk] += 1
+                listener.repeated_s[chunk] = now_s
                 self._transport.publish(self._topics.of(REPEAT, client_id, digest), payload)
         else:
             offer.published_s[chunk] = now_s

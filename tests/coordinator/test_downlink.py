@@ -154,6 +154,17 @@ def test_what_was_published_just_now_is_on_its_way_however_often_it_is_asked_for
     assert cohort.heard(GRACE_S + 1, {0: [0]}) == [1, 0]
 
 
+def test_what_was_sent_to_one_alone_just_now_is_on_its_way_too(monkeypatch):
+    cohort = Cohort(2, monkeypatch)
+    cohort.heard(0, {0: [0], 1: [0]})
+    cohort.down.returned("client-0")
+    assert cohort.heard(3, {0: [0]}) == [1, 0]
+    for now_s in (3.2, 3.5, 3 + GRACE_S):
+        assert cohort.heard(now_s, {0: [0]}) == [0, 0]
+    assert cohort.heard(4 + GRACE_S, {}) == [0, 0]
+    assert cohort.heard(4 + GRACE_S, {0: [0]}) == [1, 0]
+
+
 def test_what_more_than_a_few_have_missed_is_published_again(monkeypatch):
     number = 3 * FEW
     cohort = Cohort(number, monkeypatch)
@@ -169,9 +180,11 @@ def test_who_asks_again_although_it_was_sent_to_it_alone_gets_it_with_the_others
     cohort = Cohort(2, monkeypatch)
     assert cohort.heard(0, {0: [0], 1: [0]}) == [1, 1]
     cohort.down.returned("client-0")
-    for n in range(1, TRIES + 1):
-        assert cohort.heard(2 * n, {0: [0]}) == [1, 0]
-    assert cohort.heard(2 * TRIES + 2, {0: [0]}) == [1, 1]
+    assert cohort.heard(3, {0: [0]}) == [1, 0]
+    assert cohort.heard(6, {0: [0]}) == [0, 0]  # Taken for a crossing.
+    for n in range(TRIES - 1):
+        assert cohort.heard(9 + 3 * n, {0: [0]}) == [1, 0]
+    assert cohort.heard(9 + 3 * TRIES, {0: [0]}) == [1, 1]
 
 
 def test_an_old_client_gets_repetitions_with_the_others(monkeypatch):
