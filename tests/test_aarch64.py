@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.aarch64]
 
 # Start Python from within Python, which needs the emulator to be registered with the kernel.
-STARTS_A_PROCESS = "not_available_is_an_error_at_load or large_tensors_are_on_large_pages"
+STARTS_A_PROCESS = "not_available_is_an_error_at_load or large_tensors_are_on_large_pages or size_of_l1"
 
 
 @pytest.fixture(scope="module")

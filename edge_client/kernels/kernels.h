@@ -48,6 +48,10 @@ struct Visit {
     int32_t value;
 };
 
+// How many visits ahead their values, and what they write, are asked for: visits jump about in both, where no
+// processor foresees them.
+constexpr int64_t VISITS_AHEAD = 4;
+
 // A sparse matrix whose columns are places in a blocked tensor. Entries are stored in the order in
 // which they are visited: row group by row group, in each the column blocks one after the other (so
 // that a tile of x stays in cache), in each the rows that have entries there, sorted by how many
@@ -55,7 +59,7 @@ struct Visit {
 struct SparseRows {
     int64_t col_blocks;
     const int32_t* first;   // [row_groups * col_blocks + 1]: segment s owns visits [first[s], first[s + 1])
-    const Visit* visits;    // visits[-1] exists and ends at entry 0
+    const Visit* visits;    // visits[-1] exists and ends at entry 0; VISITS_AHEAD more follow the last one
     const int32_t* offset;  // in floats, from a pixel of x to the one that this entry multiplies
 };
 

@@ -18,28 +18,39 @@ void over_entries(Context& context, size_t count, const Function& fn) {
 // Scratch of one float per entry. Never of size 0, and not initialised.
 std::unique_ptr<float[]> per_entry(size_t count) { return std::unique_ptr<float[]>(new float[count + 1]); }
 
-void put_in_order(Context& context, const SparseMatrix& m, const float* values, float* ordered) {
-    over_entries(context, m.order.size(), [&](size_t begin, size_t end) {
-        for (size_t i = begin; i < end; i++) ordered[i] = values[m.order[i]];
-    });
-    over_entries(context, m.runs.size(), [&](size_t begin, size_t end) {
-        for (size_t i = begin; i < end; i++) {
-            const float* const from = values + m.runs[i];
-            std::copy(from, from + (m.visits[i + 1].end - m.visits[i].end), ordered + m.visits[i].end);
+// ordered[i] = values[order[i]]
+void put_in_order(Context& context, const std::vector<int32_t>& order, const float* values, size_t num_values,
+                  float* ordered) {
+    // Asked for in their own order first: out of it they come from memory one by one.
+    constexpr size_t LINE = 64 / sizeof(float);
+    for (size_t i = 0; i < num_values; i += LINE) __builtin_prefetch(values + i, 0, 2);
+    over_entries(context, order.size(), [&](size_t begin, size_t end) {
+        const int32_t* const from = order.data();
+        constexpr size_t AT_ONCE = 8;  // loads before a store: the compiler must assume that it changes what they read
+        size_t i = begin;
+        for (; i + AT_ONCE <= end; i += AT_ONCE) {
+            float found[AT_ONCE];
+            for (size_t n = 0; n < AT_ONCE; n++) found[n] = values[from[i + n]];
+            std::copy(found, found + AT_ONCE, ordered + i);
         }
+        for (; i < end; i++) ordered[i] = values[from[i]];
     });
 }
 
 void multiply_sparse(Context& context, const Pass& pass, int64_t blocks, const float* values,
-                     const float* bias, const float* x, float* y) {
+                     size_t num_values, const float* bias, const float* x, float* y) {
     const Kernels& k = kernels();
     // The values change with every step, so they are put into this pass's order every time.
-    const auto ordered = per_entry(pass.matrix.offset.size());
-    put_in_order(context, pass.matrix, values, ordered.get());
+    std::unique_ptr<float[]> ordered;
+    if (!pass.matrix.order.empty()) {
+        ordered = per_entry(pass.matrix.order.size());
+        put_in_order(context, pass.matrix.order, values, num_values, ordered.get());
+        values = ordered.get();
+    }
     const Tiling tiling = pass.tiling_of(blocks);
     const Spmm call{pass.matrix.view(),
                     tiling,
-                    ordered.get(),
+                    values,
                     bias,
                     x + pass.source_base,
                     pass.source_stride,
@@ -119,7 +130,8 @@ void weight_gradient_dense(Context& context, const Pass& pass, int64_t blocks, c
 void multiply(Context& context, const Plan& plan, int64_t blocks, const float* values, const float* bias,
               const float* x, float* y) {
     if (!plan.is_dense) {
-        for (const Pass& pass : plan.passes) multiply_sparse(context, pass, blocks, values, bias, x, y);
+        const auto num_values = static_cast<size_t>(plan.nnz);
+        for (const Pass& pass : plan.passes) multiply_sparse(context, pass, blocks, values, num_values, bias, x, y);
         return;
     }
     std::unique_ptr<float[]> full;

@@ -1,14 +1,36 @@
 #include "plan.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cstdlib>
 
 #include "windows.h"
 
 namespace sparsefleet {
 namespace {
 
-// A tile of x should leave room in L1 (32 KB on the smallest cores we know) for weights and y.
-constexpr int64_t TILE_BYTES_MAX = 24 * 1024;
+// What a tile of x may take of L1, so that there is room for weights and y: of the smallest L1 that we know, or of this
+// machine's (SPARSEFLEET_L1_BYTES, or as the system says; many boards' does not).
+constexpr int64_t TILE_BYTES = 24 * 1024;
+
+int64_t tile_bytes_here() {
+    const char* given = std::getenv("SPARSEFLEET_L1_BYTES");
+    int64_t l1_bytes = given != nullptr ? std::atoll(given) : 0;
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+    if (given == nullptr) l1_bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+#endif
+    return l1_bytes > 0 ? l1_bytes * 3 / 4 : TILE_BYTES;
+}
+
+// Whether the bits do not depend on the blocks of columns. Large tiles add a row's entries in one order, whatever the
+// blocks; small ones in several sums for each block (SETS in spmm.inc), and so may those at the rim of a map.
+bool is_free_of_blocks(const Pass& pass, int64_t pixels_max) {
+    const Tiling& t = pass.tiling;
+    const auto rim = [](int64_t extent, int64_t tile) { return (extent - 1) % tile + 1; };
+    return !pass.is_across && 2 * rim(t.extent.tall, t.tall) * rim(t.extent.wide, t.wide) > pixels_max;
+}
+
 // Visiting a row costs a load and a store of the tile, which some entries must pay for.
 constexpr int64_t ENTRIES_PER_SEGMENT_MIN = 16;
 // Enough chunks to keep eight cores busy. Constants, because results must not depend on the number
@@ -76,7 +98,7 @@ int64_t tiles_of(const Tiling& t) { return t.extent.outer * t.bands * t.stripes;
 Triple swapped(const Triple& t) { return {t.tall, t.outer, t.wide}; }
 
 // Fill in tiling and strides. `reach` is how many pixels of the source one pixel meets per channel
-// in height and width; returns how many channels of a source tile fit into TILE_BYTES_MAX.
+// in height and width; returns how many channels of a source tile fit.
 int64_t lay_out(Pass& pass, const Grid& grid, int64_t reach_h, int64_t reach_w, int64_t pixels_max) {
     const int64_t step = grid.source_stride.wide / LANES;
     const bool is_wide = step <= 2 && grid.target_stride.wide <= 2 * LANES;  // see spmm_tile_of
@@ -89,7 +111,8 @@ int64_t lay_out(Pass& pass, const Grid& grid, int64_t reach_h, int64_t reach_w, 
     const int64_t tall = pass.is_across ? pass.tiling.tall * reach_h : (pass.tiling.tall - 1) * step + reach_h;
     const int64_t wide = (pass.tiling.wide - 1) * step + reach_w;
     const int64_t bytes = tall * wide * LANES * static_cast<int64_t>(sizeof(float));
-    return std::max<int64_t>(1, TILE_BYTES_MAX / bytes);
+    static const int64_t here = tile_bytes_here();
+    return std::max<int64_t>(1, (is_free_of_blocks(pass, pixels_max) ? here : TILE_BYTES) / bytes);
 }
 
 // Channels per column block: as many as fit, but at least what makes a row's visit worth it.
@@ -109,7 +132,7 @@ void share_out(Tiling& t, int64_t rows) {
 // Lay the entries out in the order of their visits. each(emit) calls emit(row, channel, offset,
 // position) once per entry; it is run twice, first to count. Unless positions are in any order, they ascend with
 // rows and channels, so that a visit's values are consecutive where they are.
-enum class Values { ANY_ORDER, COPIED_BY_VISIT, IN_PLACE };
+enum class Values { ANY_ORDER, IN_PLACE };
 
 template <class Each>
 void build(SparseMatrix& m, int64_t row_groups, int64_t rows, int64_t channels, int64_t block_channels,
@@ -145,6 +168,7 @@ void build(SparseMatrix& m, int64_t row_groups, int64_t rows, int64_t channels, 
             m.first.push_back(static_cast<int32_t>(m.visits.size()) - 1);
         }
     }
+    m.visits.insert(m.visits.end(), static_cast<size_t>(VISITS_AHEAD), Visit{0, end, 0});
     m.offset.resize(static_cast<size_t>(end));
     m.order.resize(values == Values::ANY_ORDER ? static_cast<size_t>(end) : 0);
     each([&](int64_t row, int64_t channel, int64_t offset, int64_t position) {
@@ -160,24 +184,19 @@ void build(SparseMatrix& m, int64_t row_groups, int64_t rows, int64_t channels, 
         first_value[i] = position;
         position += count[i];
     }
-    size_t visit = 1;
     for (size_t segment = 0; segment + 1 < m.first.size(); segment++) {
-        const int64_t block = static_cast<int64_t>(segment) % m.col_blocks;
-        for (; static_cast<int32_t>(visit) - 1 < m.first[segment + 1]; visit++) {
-            const int32_t found = first_value[cell(m.visits[visit].row, block * block_channels)];
-            if (values == Values::IN_PLACE) {
-                m.visits[visit].value = found;
-            } else {
-                m.runs.push_back(found);
-            }
+        const int64_t channel = static_cast<int64_t>(segment) % m.col_blocks * block_channels;
+        for (int32_t i = m.first[segment]; i < m.first[segment + 1]; i++) {
+            Visit& visit = m.visits[static_cast<size_t>(i) + 1];
+            visit.value = first_value[cell(visit.row, channel)];
         }
     }
 }
 
 // The passes whose rows are output channels: forward and weight gradient.
 void build_by_output(Pass& pass, const ConvGeometry& g, const int32_t* indices, int64_t nnz,
-                     int64_t block_channels, Values values) {
-    build(pass.matrix, pass.tiling.row_groups, g.y.channels, g.x.channels, block_channels, values,
+                     int64_t block_channels) {
+    build(pass.matrix, pass.tiling.row_groups, g.y.channels, g.x.channels, block_channels, Values::IN_PLACE,
           [&](const auto& emit) {
               for (int64_t i = 0; i < nnz; i++) {
                   const Tap tap = tap_of(g, indices[i]);
@@ -255,10 +274,7 @@ Plan forward_plan(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
     const int64_t fitting = lay_out(pass, forward_grid(g), g.kernel_h, g.kernel_w, kernels().spmm_pixels);
     aim_forward(pass, g);
     share_out(pass.tiling, g.y.channels);
-    // Copied into the order of the visits all the same: where values are far from the caches, a copy
-    // waits for many of them at once, the kernel for one visit's after the other (3 % of a step).
-    build_by_output(pass, g, indices, nnz, block_size(fitting, g.x.channels, g.y.channels, nnz),
-                    Values::COPIED_BY_VISIT);
+    build_by_output(pass, g, indices, nnz, block_size(fitting, g.x.channels, g.y.channels, nnz));
     return plan;
 }
 
@@ -283,8 +299,7 @@ Plan backward_plan(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
     const int64_t fitting = lay_out(pass, forward_grid(g), g.kernel_h, g.kernel_w, kernels().sddmm_pixels);
     aim_forward(pass, g);
     share_out(pass.tiling, g.y.channels);
-    build_by_output(pass, g, indices, nnz, block_size(fitting, g.x.channels, g.y.channels, nnz),
-                    Values::IN_PLACE);
+    build_by_output(pass, g, indices, nnz, block_size(fitting, g.x.channels, g.y.channels, nnz));
     return plan;
 }
 

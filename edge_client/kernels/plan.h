@@ -29,11 +29,9 @@ struct ConvGeometry {
 struct SparseMatrix {
     int64_t col_blocks = 1;
     std::vector<int32_t> first;
-    std::vector<Visit> visits;    // the first one is the sentinel before entry 0
+    std::vector<Visit> visits;    // one before entry 0, those of the segments, then VISITS_AHEAD without entries
     std::vector<int32_t> offset;  // one per entry
-    // Where the visits are to find their values in the order of entries: visit -> position of its first value, if
-    // its values are stored one after the other, else entry -> position. Both are empty where values stay in place.
-    std::vector<int32_t> runs;
+    // Where each entry's value is, for passes whose values are put into the order of the entries; else empty.
     std::vector<int32_t> order;
 
     SparseRows view() const { return {col_blocks, first.data(), visits.data() + 1, offset.data()}; }

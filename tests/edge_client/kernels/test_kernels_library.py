@@ -125,6 +125,38 @@ def test_large_tensors_are_on_large_pages_unless_they_must_not(wanted):
     assert (int(child.stdout) >= 8 * 1024) == (wanted == "1")
 
 
+def test_bits_do_not_depend_on_the_size_of_l1():
+    script = (
+        "import sys, numpy as np\n"
+        "from tests.edge_client.kernels.conftest import Node\n"
+        "rng = np.random.default_rng(0)\n"
+        "shape = dict(out_channels=96, kernel_h=3, kernel_w=3, stride=1, pad=1, in_halo=1, out_halo=1)\n"
+        "for side in 1, 2, 9, 16:\n"  # Small tiles, small ones at the rim, large ones.
+        "    x, dy = (rng.standard_normal((1, 96, side + 2, side + 2, 16), np.float32) for _ in range(2))\n"
+        "    indices = np.flatnonzero(rng.random(96 * 96 * 9) < 0.4).astype(np.int32)\n"
+        "    values = rng.standard_normal(indices.size, np.float32)\n"
+        "    inputs = x, values, None, indices\n"
+        "    results = Node('SparseConv', inputs, **shape)(*inputs)\n"
+        "    inputs = dy, x, values, indices\n"
+        "    results = *results, *Node('SparseConvGrad', inputs, **shape)(*inputs)\n"
+        "    sys.stdout.buffer.write(b''.join(result.tobytes() for result in results))\n"
+    )
+    outputs = []
+    for l1_bytes in ("8192", "32768", "262144"):
+        environment = {**os.environ, "SPARSEFLEET_L1_BYTES": l1_bytes, "SPARSEFLEET_TEST_WITHOUT_TORCH": "1"}
+        child = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=HERE.parents[2],
+            env=environment,
+            capture_output=True,
+            check=False,
+        )
+        assert child.returncode == 0, child.stderr
+        outputs.append(child.stdout)
+    assert len(outputs[0]) > 2 * 4 * 96 * 16 * (1 + 4 + 81 + 256)
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
 # Shape inference, read off the outputs of a session.
 
 
