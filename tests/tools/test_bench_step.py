@@ -15,7 +15,7 @@ from edge_client import break_even
 from edge_client.kernels import library_path
 from protocol.layout import PRUNABLE
 from protocol.sparse import Mask
-from tools.bench import calibrate, graphs, layers, profile, rivals, subject, wire
+from tools.bench import calibrate, graphs, layers, profile, rivals, roofline, subject, wire
 from tools.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -160,8 +160,26 @@ def test_each_layer_has_a_rate_and_its_share_of_the_roofline():
         operations = 2 * row["stored_weights"] * row["pixels"] * 20
         assert row["forward_gflop_per_s"] * row["forward_s"] * 1e9 == pytest.approx(operations)
         assert row["share"] == pytest.approx(row["gflop_per_s"] / row["gather_l1_gflop_per_s"])
+        by_memory = row["forward_memory_s"] / row["forward_s"]
+        assert row["forward_limit_share"] == pytest.approx(max(row["forward_share"], by_memory))
     assert [row["input_gradient_s"] is None for row in found["layers"]] == [True, False, False, False]
     assert "64x64x3x3" in "\n".join(layers.lines(found))
+
+
+def test_memorys_limit_moves_what_a_layer_must():
+    shortcut = subject.Layer(
+        "shortcut",
+        (8, 4, 1, 1),
+        {"stride": 2},
+        (1, 4, 8, 8, 16),
+        (1, 8, 4, 4, 16),
+        {},
+        (1, 8, 4, 4, 16),
+        True,
+    )
+    moved = {name: step() for name, step in layers._memory_steps(shortcut, roofline.Limits.load()).items()}
+    x, y = 4 * 4 * 8 * 8 * 16, 4 * 8 * 4 * 4 * 16  # Bytes; a quarter of x lies under a window.
+    assert moved == {"forward": x // 4 + y, "input_gradient": x + y, "weight_gradient": x // 4 + y}
 
 
 def test_a_profile_has_every_operator_of_the_graph(capsys):

@@ -1,14 +1,17 @@
 """sparsefleet bench layers: each distinct layer of a model alone and hot, beside the roofline.
 
 Forward, input gradient and weight gradient in GFLOP/s, at 2 operations for each stored weight, output
-pixel and example, and as a share of the load-limited roofline (roofline.py: the inner loop with its
-tile in L1), which takes turns with them. The runtime's cost of a call is in these times. Layers of one
+pixel and example, and as a share of two limits that take turns with them: of the load-limited roofline
+(roofline.py: the inner loop with its tile in L1), and of that or memory's, whichever takes longer: moving
+the pixels under its windows and its outputs once, as a plain loop over as many bytes does (weights so few
+that they leave pixels out may beat it). The runtime's cost of a call is in these times. Layers of one
 geometry are measured once, and say how many they are. The first layer has no input gradient: null.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,7 @@ from tools.bench.timing import Step, alternate, clock_of
 
 SECONDS = 1.0  # For each pass of each layer.
 PASSES = ("forward", "input_gradient", "weight_gradient")
-GATHER = "gather"
+GATHER, MEMORY = "gather", "memory of "
 
 
 def measure(
@@ -57,8 +60,9 @@ def _one(
     nnz = max(1, round(density * size))
     gather = limits.gather(L1_BYTES)
     rounds = 16
-    steps = _steps(layer, nnz, threads, rng) | {GATHER: lambda: gather(rounds)}
-    times = alternate(steps, threads, seconds)
+    steps = _steps(layer, nnz, threads, rng)
+    memory = {f"{MEMORY}{name}": step for name, step in _memory_steps(layer, limits).items() if name in steps}
+    times = alternate(steps | memory | {GATHER: lambda: gather(rounds)}, threads, seconds)
     limit = gather(rounds) / times[GATHER] / 1e9 * threads
     operations = 2 * nnz * layer.pixels * batch_size
     found: dict[str, Any] = {
@@ -72,10 +76,30 @@ def _one(
     for name in PASSES:
         rate = operations / times[name] / 1e9 if name in times else None
         share = rate / limit if rate else None
+        memory_s = times.get(f"{MEMORY}{name}")
+        least_s = max(operations / limit / 1e9, memory_s / threads) if memory_s else None
         found |= {f"{name}_s": times.get(name), f"{name}_gflop_per_s": rate, f"{name}_share": share}
-    del times[GATHER]
-    rate = len(times) * operations / sum(times.values()) / 1e9
-    return found | {"gflop_per_s": rate, "share": rate / limit}
+        found |= {f"{name}_memory_s": memory_s, f"{name}_limit_share": least_s and least_s / times[name]}
+    taken_s = sum(times[name] for name in steps)
+    least_s = sum(found[f"{name}_limit_share"] * times[name] for name in steps)
+    rate = len(steps) * operations / taken_s / 1e9
+    return found | {"gflop_per_s": rate, "share": rate / limit, "limit_share": least_s / taken_s}
+
+
+def _memory_steps(layer: Layer, limits: Limits) -> dict[str, Step]:
+    """For each pass a loop over as many bytes as it must move: copies, but a weight gradient only reads."""
+    _, _, *kernel = layer.shape if len(layer.shape) == 4 else (*layer.shape, 1, 1)
+    stride = layer.attributes.get("stride", 1)
+    touched = math.prod(min(1.0, size / stride) for size in kernel)  # Pixels of x under some window.
+    x_bytes = 4 * math.prod(layer.x_shape)
+    y_bytes = 4 * math.prod(layer.y_shape)
+    both = round(touched * x_bytes) + y_bytes
+    reading = limits.read(both)
+    return {
+        "forward": limits.copy(both),
+        "input_gradient": limits.copy(x_bytes + y_bytes),
+        "weight_gradient": lambda: reading(1),
+    }
 
 
 def _is_gemm(layer: Layer) -> bool:
@@ -108,15 +132,17 @@ def lines(found: dict[str, Any]) -> list[str]:
     """The layers for people."""
     out = [
         f"{found['model']} batch {found['batch']}, density {found['density']:g}, {found['isa']}, "
-        "GFLOP/s (share of the load-limited roofline)",
-        f"  {'layer':28} {'shape':>14} {'count':>5} {'forward':>13} {'dx':>13} {'dw':>13} {'all':>13}",
+        "GFLOP/s (share of the load-limited roofline, of the lower one of loads and memory)",
+        f"  {'layer':28} {'shape':>14} {'count':>5} {'forward':>18} {'dx':>18} {'dw':>18} {'all':>18}",
     ]
     for row in found["layers"]:
-        cells = "".join(
-            f" {row[f'{name}gflop_per_s']:7.1f} ({100 * row[f'{name}share']:3.0f}%)"
-            if row[f"{name}share"] is not None
-            else f" {'-':>14}"
-            for name in (*(f"{one}_" for one in PASSES), "")
-        )
+        cells = "".join(_cell(row, prefix) for prefix in (*(f"{one}_" for one in PASSES), ""))
         out.append(f"  {row['layer']:28} {row['shape']:>14} {row['count']:5}{cells}")
     return out
+
+
+def _cell(row: dict[str, Any], prefix: str) -> str:
+    if row[f"{prefix}share"] is None:
+        return f" {'-':>18}"
+    shares = (100 * row[f"{prefix}{limit}"] for limit in ("share", "limit_share"))
+    return f" {row[f'{prefix}gflop_per_s']:7.1f} ({', '.join(f'{share:3.0f}' for share in shares)}%)"

@@ -16,7 +16,6 @@ import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -115,16 +114,22 @@ class Limits:
 
         return work
 
+    def copy(self, num_bytes: int) -> Callable[[], int]:
+        """Read half of so many bytes and write the other half, once."""
+        x, y = (_aligned(num_bytes // 8) for _ in range(2))
+        x[:], y[:] = 1.0, 1.0
+        work = self.scale(x, y)
+        return lambda: work(1)
+
     def scale(self, x: Vector, y: Vector) -> Work:
         """Read x, write y."""
-        call = partial(
-            self.library.sparsefleet_roofline_scale,
-            _pointer(x),
-            ctypes.c_float(1.0),
-            ctypes.c_int64(x.size),
-            _pointer(y),
-        )
-        return lambda rounds: sum(int(call()) for _ in range(rounds))
+
+        def work(rounds: int) -> int:
+            call = self.library.sparsefleet_roofline_scale
+            count, factor = ctypes.c_int64(x.size), ctypes.c_float(1.0)
+            return sum(int(call(_pointer(x), factor, count, _pointer(y))) for _ in range(rounds))
+
+        return work
 
 
 def _best(work: Work) -> float:
