@@ -82,7 +82,9 @@ class Daemon:
             DataError: the state folder's calibration is damaged.
         """
         self._config, self._link, self._meter = config, link, meter
-        self._backend = backend or onnx_backend(config.runtime, library, threads, config.limits.step_time_s)
+        self._backend = backend or onnx_backend(
+            config.runtime, library, threads, config.limits.step_time_s, config.spin
+        )
         self._budget_mb, self._profile, self._observe = budget_mb, profile, observe
         self._data = Path(config.data)
         self._num_examples = num_examples

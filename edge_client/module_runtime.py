@@ -35,7 +35,9 @@ class ModuleRuntime:
     runtime by those copies, and there for comparison.
     """
 
-    def __init__(self, manifest: Manifest, folder: Path, library: Path, threads: int) -> None:
+    def __init__(
+        self, manifest: Manifest, folder: Path, library: Path, threads: int, spin: bool = False
+    ) -> None:
         """Load the training API.
 
         Raises:
@@ -53,7 +55,7 @@ class ModuleRuntime:
         self.name = f"{installed_package()} Module"
         self.kernels = kernel_isa(library)
         self._manifest, self._folder = manifest, folder
-        self._options = session_options(library, threads)
+        self._options = session_options(library, threads, spin)
         self.values = self.gradient = np.empty(0, np.float32)
         self._mask: Mask | None = None
 

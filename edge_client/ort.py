@@ -62,11 +62,12 @@ def kernel_isa(library: Path) -> str:
         ) from error
 
 
-def session_options(library: Path, threads: int) -> Any:
-    """Options for a board: its own thread count, and no spinning.
+def session_options(library: Path, threads: int, spin: bool = False) -> Any:
+    """Options for a board: its own thread count, and no spinning unless asked for.
 
-    Idle pool threads that spin burn joules and starve the neighbours: on two busy cores it cost a
-    factor of 6 to 25 in time.
+    Pool threads that spin between two nodes of a step are at work sooner: two of them took a sixth less time than two
+    that slept. But they burn joules and starve the neighbours: on two busy cores it cost a factor of 6 to 25 in time.
+    Between steps they sleep in any case.
 
     And memory that can be foretold (export/liveness.py): nodes run in the order of the file, where by
     default ONNX Runtime may delay what only the backward pass reads; tensors are freed behind their
@@ -79,7 +80,8 @@ def session_options(library: Path, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.enable_mem_reuse = False
     options.enable_mem_pattern = False

@@ -90,12 +90,14 @@ class Backend:
     ]  # For an artifact, its folder and how activations are saved.
 
 
-def onnx_backend(kind: str, library: Path, threads: int, step_time_s: float = 0.0) -> Backend:
+def onnx_backend(
+    kind: str, library: Path, threads: int, step_time_s: float = 0.0, spin: bool = False
+) -> Backend:
     """Return the one of devices; see `open_runtime`."""
     return Backend(
         f"{installed_package()} {kind}",
         lambda manifest, folder, saved: open_runtime(
-            kind, manifest, folder, library, threads, saved, step_time_s
+            kind, manifest, folder, library, threads, saved, step_time_s, spin
         ),
     )
 
@@ -108,8 +110,11 @@ def open_runtime(
     threads: int,
     saved: str = FULL,
     step_time_s: float = 0.0,
+    spin: bool = False,
 ) -> Runtime:
     """Return the runtime that was asked for. A portable one ends steps that last longer than `step_time_s`; 0: none.
+
+    `spin`: see session_options.
 
     Raises:
         ArtifactError: a graph has more than arithmetic (protocol/graphs.py), or is refused by onnxruntime.
@@ -118,11 +123,11 @@ def open_runtime(
     for name in files_of(kind, saved):
         check_graph(name, (folder / name).read_bytes())
     if kind == PORTABLE:
-        return PortableRuntime(manifest, folder, library, threads, saved, step_time_s)
+        return PortableRuntime(manifest, folder, library, threads, saved, step_time_s, spin)
     if kind == MODULE and saved != FULL:
         raise RuntimeMissing(f"the runtime {MODULE!r} keeps activations as they are; use {PORTABLE!r}")
     if kind == MODULE:
-        return ModuleRuntime(manifest, folder, library, threads)
+        return ModuleRuntime(manifest, folder, library, threads, spin)
     raise RuntimeMissing(f"unknown runtime {kind!r}; it is {PORTABLE!r} or {MODULE!r}")
 
 
@@ -137,6 +142,7 @@ class PortableRuntime:
         threads: int,
         saved: str = FULL,
         step_time_s: float = 0.0,
+        spin: bool = False,
     ) -> None:
         """Open the session.
 
@@ -149,7 +155,9 @@ class PortableRuntime:
         self._manifest, graph = manifest, GRAPHS[saved]
         try:
             self._session = onnxruntime().InferenceSession(
-                str(folder / graph), session_options(library, threads), providers=["CPUExecutionProvider"]
+                str(folder / graph),
+                session_options(library, threads, spin),
+                providers=["CPUExecutionProvider"],
             )
         except RuntimeMissing:
             raise

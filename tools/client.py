@@ -44,6 +44,7 @@ FLAGS = (
     "runtime",
     "saved_activations",
     "threads",
+    "spin",
     "memory_budget_mb",
     "energy",
     "exit_after_run",

@@ -175,3 +175,10 @@ def test_nodes_run_in_the_order_of_the_file(artifact, tmp_path):
     kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
     ran = [e["name"].removesuffix("_kernel_time") for e in sorted(kernels, key=lambda e: e["ts"])]
     assert ran == [node.name for node in step.graph.node]
+
+
+@pytest.mark.parametrize("spin", [False, True])
+def test_threads_spin_only_where_asked_and_never_between_steps(spin):
+    options = session_options(library_path(), threads=2, spin=spin)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == str(int(spin))
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"

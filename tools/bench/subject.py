@@ -73,9 +73,11 @@ class Subject:
         x = rng.standard_normal((size, *self.manifest.input_shape)).astype(np.float32)
         return x, rng.integers(0, self.manifest.num_classes, size)
 
-    def trainer(self, batch: Batch, threads: int, num_steps: int = 1) -> tuple[Trainer, PortableRuntime]:
+    def trainer(
+        self, batch: Batch, threads: int, num_steps: int = 1, spin: bool = False
+    ) -> tuple[Trainer, PortableRuntime]:
         """The client's own training loop, on the portable runtime; `fit` takes so many steps on one batch."""
-        runtime = PortableRuntime(self.manifest, self.folder, library_path(), threads)
+        runtime = PortableRuntime(self.manifest, self.folder, library_path(), threads, spin=spin)
         training = Training(
             local_epochs=num_steps,
             batch_size=len(batch[1]),

@@ -7,6 +7,7 @@ FOLDER/table.json with --out FOLDER.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -165,7 +166,7 @@ def _lowest_share(bench: Bench) -> Found:
     return shares[lowest], f" ({lowest}; {num_reaching} of {len(shares)} distinct layers reach it)"
 
 
-def _two_threads(bench: Bench) -> Found:
+def _two_threads(bench: Bench, spin: bool = False) -> Found:
     """Wall-clock time of a step on one thread by that on two, at 98 %."""
     num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if num_cpus < 2:
@@ -176,11 +177,11 @@ def _two_threads(bench: Bench) -> Found:
         layout = subject.manifest.layout
         model = weights(layout, masks.random_mask(layout, 0.02, "uniform", rng), rng)
         batch = subject.batch(16, rng)
-        one, two = (subject.trainer(batch, threads)[0] for threads in (1, 2))
+        one, two = (subject.trainer(batch, threads, step.SPARSE_STEPS, spin)[0] for threads in (1, 2))
         steps = {"one_s": lambda: one.fit(model), "two_s": lambda: two.fit(model)}
         return dict(alternate(steps, threads=2, seconds=bench.seconds))
 
-    found = bench.of("threads", measure)
+    found = bench.of(f"threads spin={spin}", measure)
     return found["one_s"] / found["two_s"], ""
 
 
@@ -208,6 +209,7 @@ SINGLES = (
     Single("ResNet-18 b16 at 98 %, peak resident memory of a client", _memory("resnet18", 16), 300, " MB", True),
     Single("LeNet b64 at 98 %, peak resident memory of a client", _memory("lenet", 64), 110, " MB", True),
     Single("ResNet-18 b16 at 98 %, two threads against one, wall-clock", _two_threads, 1.6),
+    Single("the same, threads that spin", functools.partial(_two_threads, spin=True), 1.6),
 )  # fmt: skip
 
 
