@@ -213,10 +213,15 @@ class MqttTransport:
         self._client.unsubscribe(topic_filter)
 
     def receive(self, timeout_s: float) -> Packet | None:
-        """Return the next packet, or None when there is none in time, or after `close`."""
+        """Return the next packet, or None when there is none in time.
+
+        Raises:
+            TransportError: closed, before or meanwhile.
+        """
         with self._state:
             self._state.wait_for(lambda: bool(self._queue) or self._is_closed, timeout_s)
-            if self._is_closed or not self._queue:
+            self._check_open()
+            if not self._queue:
                 return None
             packet = self._queue.popleft()
             self._queued_bytes -= packet.num_bytes

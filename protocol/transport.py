@@ -85,7 +85,11 @@ class Transport(Protocol):
         """Receive it no more."""
 
     def receive(self, timeout_s: float) -> Packet | None:
-        """Return the next packet, or None when there is none in time, or after `close`."""
+        """Return the next packet, or None when there is none in time.
+
+        Raises:
+            TransportError: closed, before or meanwhile: who waits in a loop would never wait again.
+        """
 
     def close(self) -> None:
         """Say farewell: the will is not published. May be called twice."""
@@ -220,10 +224,15 @@ class Loopback:
         self._hub._unsubscribe(self, topic_filter)
 
     def receive(self, timeout_s: float) -> Packet | None:
-        """Return the next packet, or None when there is none in time, or after `close`."""
+        """Return the next packet, or None when there is none in time.
+
+        Raises:
+            TransportError: closed, before or meanwhile.
+        """
         with self._arrival:
             self._arrival.wait_for(lambda: bool(self._queue) or self._is_closed, timeout_s)
-            if self._is_closed or not self._queue:
+            self._check_open()
+            if not self._queue:
                 return None
             packet = self._queue.popleft()
             self._queued_bytes -= packet.num_bytes

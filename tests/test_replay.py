@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import threading
@@ -74,27 +75,26 @@ class Client:
         self._thread.start()
 
     def _serve(self) -> None:
-        while isinstance(order := self.link.next_order(20), Task):
-            self._before(order)
-            update = Update(
-                self.client_id,
-                self.session,
-                order.run,
-                order.round_number,
-                order.stage,
-                10,
-                self.link.offer(BODY),
-                0.5,
-                1,
-                [],
-                1,
-            )
-            try:
-                self.receipts.append(self.link.deliver(update))
-            except Superseded:
-                continue
-            except TransportError:
-                return
+        with contextlib.suppress(
+            TransportError
+        ):  # Its connection was closed, with the broker or by the test.
+            while isinstance(order := self.link.next_order(20), Task):
+                self._before(order)
+                update = Update(
+                    self.client_id,
+                    self.session,
+                    order.run,
+                    order.round_number,
+                    order.stage,
+                    10,
+                    self.link.offer(BODY),
+                    0.5,
+                    1,
+                    [],
+                    1,
+                )
+                with contextlib.suppress(Superseded):
+                    self.receipts.append(self.link.deliver(update))
 
     def join(self) -> None:
         self._thread.join(20)

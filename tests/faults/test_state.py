@@ -21,7 +21,7 @@ from edge_client.outbox import OUTBOX, Outbox
 from edge_client.spool import Spool
 from protocol import mqtt
 from protocol.blobs import UPLOAD_CHUNK_BYTES, ref_of
-from protocol.errors import DataError
+from protocol.errors import DataError, TransportError
 from protocol.messages import Update
 from protocol.topics import BLOB_UP, Topics
 from tests.conftest import FLEET, ROOT, USERS
@@ -45,10 +45,11 @@ class Chunks:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
-        while True:
-            packet = self._transport.receive(1.0)
-            if packet is not None:
-                self.arrived.append((packet.topic, struct.unpack_from("<I", packet.payload)[0]))
+        with contextlib.suppress(TransportError):  # Closed.
+            while True:
+                packet = self._transport.receive(1.0)
+                if packet is not None:
+                    self.arrived.append((packet.topic, struct.unpack_from("<I", packet.payload)[0]))
 
     def close(self) -> None:
         self._transport.close()

@@ -1,5 +1,6 @@
 """Loopback, aMQTT and mosquitto behave alike: one list of behaviours, run against all three."""
 
+import contextlib
 import threading
 import time
 
@@ -214,8 +215,11 @@ def test_a_closed_connection_says_so(broker):
     device = broker.connect("pi-1")
     device.close()
     device.close()
-    assert device.receive(WAIT_S) is None
-    for action in (lambda: device.publish(STATE, b""), lambda: device.subscribe(TASK)):
+    for action in (
+        lambda: device.publish(STATE, b""),
+        lambda: device.subscribe(TASK),
+        lambda: device.receive(WAIT_S),
+    ):
         with pytest.raises(TransportError, match="closed"):
             action()
 
@@ -226,12 +230,13 @@ SIZE = 20_000_000
 def send(transport: Transport, topic: str, store: BlobStore, requests: str) -> None:
     """Publish what is asked for, until the transport is closed."""
     publisher = Publisher(store)
-    while (packet := transport.receive(WAIT_S)) is not None:
-        if packet.topic != requests:
-            continue
-        digest, *chunks = packet.payload.decode().split()
-        for chunk in publisher.due(digest, map(int, chunks), time.monotonic()):
-            transport.publish(topic, store.chunk(digest, chunk))
+    with contextlib.suppress(TransportError):
+        while (packet := transport.receive(WAIT_S)) is not None:
+            if packet.topic != requests:
+                continue
+            digest, *chunks = packet.payload.decode().split()
+            for chunk in publisher.due(digest, map(int, chunks), time.monotonic()):
+                transport.publish(topic, store.chunk(digest, chunk))
 
 
 def fetch(transport: Transport, topic: str, ref: BlobRef, requests: str) -> bytes:

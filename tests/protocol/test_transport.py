@@ -78,12 +78,18 @@ def test_a_second_connection_of_the_same_id_cuts_off_the_first():
 
 def test_closing_wakes_a_waiting_receiver():
     client = LoopbackHub().connect("a")
-    received: list[Packet | None] = []
-    thread = threading.Thread(target=lambda: received.append(client.receive(30)))
+    problems: list[TransportError] = []
+
+    def wait() -> None:
+        with pytest.raises(TransportError, match="closed") as info:
+            client.receive(30)
+        problems.append(info.value)
+
+    thread = threading.Thread(target=wait)
     thread.start()
     client.close()
     thread.join(10)
-    assert received == [None]
+    assert len(problems) == 1
 
 
 def test_a_restarted_hub_forgets_and_its_clients_know_that_they_reconnected():
