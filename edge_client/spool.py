@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from protocol.artifact import MANIFEST, Manifest, parse
 from protocol.durable import replace_file
 from protocol.errors import DataError
+from protocol.npz import read_arrays
 
 MEMORIES = 4  # Of as many runs is kept what a method remembers.
 
@@ -63,11 +63,9 @@ class Spool:
         if not path.is_file():
             return {}
         try:
-            # Opened here: of a damaged file NumPy leaves its own handle open.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                return {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
-            raise DataError(f"{path} is damaged ({error}); remove it to begin the run anew") from error
+            return read_arrays(path, max_bytes=path.stat().st_size)  # It is not compressed.
+        except (DataError, OSError) as error:
+            raise DataError(f"{error}; remove it to begin the run anew") from error
 
     def keep(self, name: str, memory: dict[str, npt.NDArray[Any]]) -> None:
         """Replace what is kept under this name."""

@@ -4,29 +4,25 @@
     for x, y in batches(examples, batch_size=16, rng=rng): ...
 
 Images are uint8, [n, h, w] or channel last [n, h, w, c]: they become float32 in 0..1, channel
-first, as the models want them. Floats are taken as they are. Nothing in a file is executed (no
-pickle), and nothing is read before its declared size has been compared with a limit.
+first, as the models want them. Floats are taken as they are.
 """
 
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from protocol.errors import DataError
 from protocol.method import Batch
+from protocol.npz import Array, read_arrays
 
 MAX_BYTES = 4 * 2**30  # More than any board has to spare; a damaged or hostile file declares more.
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +127,7 @@ def of_each_class(examples: Examples, per_class: int, rng: np.random.Generator) 
     return Examples(examples.x[rows], examples.y[rows])
 
 
-# Reading
+# Checking
 
 
 def _must_exist(path: Path) -> None:
@@ -139,57 +135,6 @@ def _must_exist(path: Path) -> None:
         raise DataError(
             f"{path} not found; make examples with: sparsefleet data split SOURCE --out {path.parent}"
         )
-
-
-def read_arrays(path: Path, max_bytes: int, only: Sequence[str] | None = None) -> dict[str, Array]:
-    """Return the arrays of an .npz file, or those named in `only` that it has.
-
-    Raises:
-        DataError: not an .npz file, larger than `max_bytes` in total, or an array that is damaged,
-            holds Python objects, or declares another size than it has.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            if only is not None:
-                members = {name: info for name, info in members.items() if name in only}
-            total = sum(info.file_size for info in members.values())
-            if total > max_bytes:
-                raise DataError(f"{path} holds {total} bytes; at most {max_bytes} are read")
-            return {name: _array(archive, info, path) for name, info in members.items()}
-    except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise DataError(f"{path} cannot be read as .npz: {error}") from error
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is not an .npz file, or is damaged: {error}") from error
-
-
-def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Array:
-    """Read one array whose header agrees with its length: NumPy would first allocate what a header says."""
-    with archive.open(info) as file:
-        shape, dtype = _header(file)
-        declared = math.prod(shape) * dtype.itemsize
-        if dtype.hasobject or declared != info.file_size - file.tell():
-            what = (
-                "Python objects" if dtype.hasobject else f"{declared} bytes by its header, not what is there"
-            )
-            raise DataError(f"{path}: array {info.filename} holds {what}; it is not read")
-    with archive.open(info) as file:
-        array: Array = np.lib.format.read_array(file, allow_pickle=False)
-        return array
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-    else:
-        raise ValueError(f"array format {version} is not known")
-    return shape, dtype
-
-
-# Checking
 
 
 def check_labels(y: Array, place: str, num_classes: int | None = None) -> None:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from protocol.errors import DataError
-from protocol.examples import MAX_BYTES, check_finite, check_labels, read_arrays
-
-Array = npt.NDArray[Any]
+from protocol.examples import MAX_BYTES, check_finite, check_labels
+from protocol.npz import Array, read_arrays
 
 DIGITS = "digits"
 
