@@ -6,6 +6,7 @@ What remains of a sparse step at low density is reading and writing activations,
     BatchNorm -> Relu                 becomes  BatchNormRelu          ReluGrad -> BatchNormGrad   alike
     BatchNorm -> Add(skip) -> Relu    becomes  BatchNormAddRelu       ReluGrad -> BatchNormGrad   alike
     Sum -> BatchNormReluGrad ...      becomes  BatchNormReluSumGrad ...
+    a 1x1 SparseConvGrad of stride 2  hands such a sum only the pixels that it met, not the zeros between
     SparseConv -> BatchNorm ...       the tensor between them, which no convolution reads, loses its halo
 
 Only the portable step graph is fused: the gradient builder has no part in it, so ops may have any
@@ -23,6 +24,7 @@ from onnx import NodeProto, helper
 from export.graph import DOMAIN
 
 CONVOLUTIONS = ("SparseConv", "SparseConvBias")
+SHORTCUT_STRIDE = 2
 PIXEL_BYTES = 64
 PAGE_BYTES = 4096
 
@@ -168,9 +170,28 @@ def _fuse_sum(graph: _Graph, total: NodeProto) -> None:
     for op_type in ("BatchNormReluGrad", "BatchNormAddReluGrad"):
         grad = graph.only_reader(total.output[0], op_type)
         if grad is not None and len(total.input) == 2:
-            inputs = [total.input[0], *grad.input[1:], total.input[1]]
-            fused = _made(op_type.replace("Grad", "SumGrad"), grad, inputs, list(grad.output))
+            dy, other = sorted(total.input, key=lambda name: _is_shortcut(graph, name))
+            fused = _made(
+                op_type.replace("Grad", "SumGrad"), grad, [dy, *grad.input[1:], other], list(grad.output)
+            )
+            if _is_shortcut(graph, other):
+                _set(graph.writer[other], "dx_step", SHORTCUT_STRIDE)
+                _set(fused, "other_step", SHORTCUT_STRIDE)
             graph.replace([total, grad], fused)
+
+
+def _is_shortcut(graph: _Graph, name: str) -> bool:
+    """Whether a gradient, with one reader, is that of a 1x1 convolution that meets every second row and column."""
+    conv = graph.writer.get(name)
+    if (
+        conv is None
+        or conv.op_type != "SparseConvGrad"
+        or conv.output[0] != name
+        or len(graph.readers[name]) != 1
+    ):
+        return False
+    form = [_get(conv, attribute) for attribute in ("kernel_h", "kernel_w", "pad", "stride")]
+    return form == [1, 1, 0, SHORTCUT_STRIDE] and name not in graph.results
 
 
 def _recompute(graph: _Graph, norm: NodeProto) -> None:

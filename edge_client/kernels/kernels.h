@@ -165,6 +165,8 @@ struct BatchNormGradient {
     Affine affine;
     const float* dy;
     const float* dy_other;  // added to dy: the other branch that reads y; or null
+    Blocked other;          // its geometry: that of y, or only every other_step-th row and column of it
+    int64_t other_step;     // 1 or 2
     const float* x;
     const float* y;         // ADD_RELU only
     float* d_skip;          // ADD_RELU only: the gradient of what was added; null if nobody wants it

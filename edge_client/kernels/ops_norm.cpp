@@ -170,7 +170,8 @@ struct BatchNormReluAgain {
 // Inputs behind count: bias under RELU, y under ADD_RELU, then the other gradient where dy is a sum.
 template <After AFTER, bool IS_SUM>
 struct Backward {
-    explicit Backward(const Attributes& a) : attributes(a) {}
+    explicit Backward(const Attributes& a)
+        : attributes(a), other_step(a.integer_or("other_step", 1, 1, IS_SUM ? 2 : 1)) {}
 
     // With g = dy behind the ReLU, n values per channel and xhat = (x - mean) * invstd:
     //   dbias = sum(g), dscale = sum(g * xhat), d_skip = g
@@ -190,7 +191,13 @@ struct Backward {
         const float *scale = vector(2), *mean = vector(3), *invstd = vector(4);
         const float* bias = AFTER == After::RELU ? vector(6) : nullptr;
         const float* y = AFTER == After::ADD_RELU ? like_y(6) : nullptr;
-        const float* dy_other = IS_SUM ? like_y(7) : nullptr;
+        const Blocked other = other_of(call.y);
+        const float* dy_other = nullptr;
+        if (IS_SUM) {
+            const Tensor tensor = context.input(7);
+            require_shape(tensor, shape_of(other));
+            dy_other = tensor.as<float>();
+        }
         float* dx = context.output(0, shape_of(call.dx));
         float* d_scale = context.output(1, {call.x.channels});
         float* d_bias = context.output(2, {call.x.channels});
@@ -199,7 +206,8 @@ struct Backward {
         const Kernels& k = kernels();
         context.parallel(call.x.channels, [&](int64_t c) {
             const Affine f = affine(mean[c], scale[c], invstd[c], bias != nullptr ? bias[c] : 0.0f);
-            const BatchNormGradient gradient{f, dy.as<float>(), dy_other, x.as<float>(), y, d_skip};
+            const BatchNormGradient gradient{f,     dy.as<float>(), dy_other, other, other_step,
+                                             x.as<float>(), y,      d_skip};
             double sum = 0.0, sum_x = 0.0;
             k.normalize_sums(call, gradient, c, &sum, &sum_x);
             const double inv = static_cast<double>(invstd[c]);
@@ -221,7 +229,15 @@ struct Backward {
         if (in) s.set(0, NormAttributes::with_halo(*x, *in, grad ? *grad : *in));
     }
 
+    // The geometry of the other gradient: y's, or where a strided convolution met it (SparseConvGrad's dx_step).
+    Blocked other_of(const Blocked& y) const {
+        if (other_step == 1) return y;
+        const auto met = [&](int64_t extent) { return (extent - 1) / other_step + 1; };
+        return make_blocked(y.blocks, y.channels, met(y.height), met(y.width), 0);
+    }
+
     NormAttributes attributes;
+    int64_t other_step;
 };
 
 #define GRADIENT_INPUTS                                                                        \

@@ -46,13 +46,14 @@ void backward(Context& context, PlanCache& cache, ConvGeometry g, bool clear_hal
     const Tensor dy = context.input(0), x = context.input(1);
     require_shape(dy, shape_of(g.y));
     const Weights w = weights_of(context.input(2), context.input(3));
-    float* dx = context.output(0, x.shape);
+    const Blocked of_dx = g.of_dx().x;
+    float* dx = context.output(0, shape_of(of_dx));
     float* d_values = context.output(1, {w.nnz});
     float* d_bias = context.output(2, {g.y.channels});
     g.wants_dx = dx != nullptr ? 1 : 0;
     const auto plan = cache.get(g, w.indices, w.nnz, backward_plan);
     if (dx != nullptr) {
-        if (clear_halo) zero_halos(context, dx, g.x);
+        if (clear_halo) zero_halos(context, dx, of_dx);
         multiply(context, *plan, g.x.blocks, w.values, nullptr, dy.as<float>(), dx);
     }
     if (d_values != nullptr) {
@@ -66,7 +67,7 @@ void backward(Context& context, PlanCache& cache, ConvGeometry g, bool clear_hal
 }
 
 struct ConvAttributes {
-    int64_t out_channels, kernel_h, kernel_w, stride, pad, in_halo, out_halo, group;
+    int64_t out_channels, kernel_h, kernel_w, stride, pad, in_halo, out_halo, group, dx_step;
     bool clear_halo;  // of the result; not where everybody reads only what lies inside
 
     explicit ConvAttributes(const Attributes& a)
@@ -78,9 +79,12 @@ struct ConvAttributes {
           in_halo(a.integer("in_halo", 0)),
           out_halo(a.integer("out_halo", 0)),
           group(a.integer_or("group", 1, 1, INT32_MAX)),
+          dx_step(a.integer_or("dx_step", 1, 1, INT32_MAX)),
           clear_halo(a.integer_or("clear_halo", 1, 0, 1) == 1) {
         require(in_halo >= pad,
                 "in_halo is " + std::to_string(in_halo) + ", less than pad " + std::to_string(pad));
+        require(dx_step == 1 || (dx_step == stride && kernel_h == 1 && kernel_w == 1 && pad == 0),
+                "dx_step is " + std::to_string(dx_step) + ", which needs a 1x1 kernel of that stride, not padded");
     }
 
     ConvGeometry geometry(const Tensor& input) const {
@@ -94,7 +98,7 @@ struct ConvAttributes {
                 "x has shape " + to_string(input.shape) + ", smaller than the kernel");
         const Blocked y =
             make_blocked(x.blocks, out_channels, height / stride + 1, width / stride + 1, out_halo);
-        return {x, y, kernel_h, kernel_w, stride, pad, 0, group};
+        return {x, y, kernel_h, kernel_w, stride, pad, 0, group, dx_step};
     }
 };
 
@@ -148,7 +152,13 @@ struct SparseConvBias : SparseConv {
 // Only the first output: see ShapeContext::set.
 void infer_gradients(ShapeContext& s) {
     const auto x = s.input(1, 5);
-    if (x) s.set(0, *x);
+    const auto step = s.attribute("dx_step");
+    if (!x || (step && *step < 1)) return;
+    if (!step || *step == 1) return s.set(0, *x);
+    const auto in = s.attribute("in_halo");
+    if (!in) return;
+    s.set(0, {(*x)[0], (*x)[1], window_dim((*x)[2], *in, 1, *step, 0, 0),
+              window_dim((*x)[3], *in, 1, *step, 0, 0), known(LANES)});
 }
 
 constexpr Port GRADIENT_INPUTS[] = {{"dy", F32}, {"x", F32}, {"values", F32}, {"indices", I32}};

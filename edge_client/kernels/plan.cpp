@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "shapes.h"
 #include "windows.h"
 
 namespace sparsefleet {
@@ -256,6 +257,12 @@ Plan plan_without_passes(const ConvGeometry& g, const int32_t* indices, int64_t 
 
 }  // namespace
 
+ConvGeometry ConvGeometry::of_dx() const {
+    if (dx_step == 1) return *this;
+    const Blocked met = make_blocked(x.blocks, x.channels, y.height, y.width, 0);
+    return {met, y, kernel_h, kernel_w, 1, pad, wants_dx, group};
+}
+
 Tiling Pass::tiling_of(int64_t blocks) const {
     Tiling t = tiling;
     (is_across ? t.extent.tall : t.extent.outer) = blocks;
@@ -281,13 +288,14 @@ Plan forward_plan(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
 Plan backward_plan(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
     Plan plan = plan_without_passes(g, indices, nnz);
     if (g.wants_dx != 0) {
-        check_halo(g.x.height, g.y.height, g.kernel_h, g, "height");
-        check_halo(g.x.width, g.y.width, g.kernel_w, g, "width");
+        const ConvGeometry of_dx = g.of_dx();
+        check_halo(of_dx.x.height, g.y.height, g.kernel_h, of_dx, "height");
+        check_halo(of_dx.x.width, g.y.width, g.kernel_w, of_dx, "width");
         // A phase beyond the map has no pixels; a phase without taps still has zeros to write.
-        for (int64_t h = 0; h < std::min(g.stride, g.x.height); h++) {
-            for (int64_t w = 0; w < std::min(g.stride, g.x.width); w++) {
-                plan.passes.push_back(plan.is_dense ? dense_input_gradient_pass(g, h, w)
-                                            : input_gradient_pass(g, indices, nnz, h, w));
+        for (int64_t h = 0; h < std::min(of_dx.stride, of_dx.x.height); h++) {
+            for (int64_t w = 0; w < std::min(of_dx.stride, of_dx.x.width); w++) {
+                plan.passes.push_back(plan.is_dense ? dense_input_gradient_pass(of_dx, h, w)
+                                                    : input_gradient_pass(of_dx, indices, nnz, h, w));
             }
         }
     }

@@ -21,8 +21,12 @@ struct ConvGeometry {
     int64_t kernel_h, kernel_w, stride, pad;
     int64_t wants_dx;   // gradient only: whether the transposed matrix is needed
     int64_t group = 1;  // output channels in this many groups, each of which reads its own input channels
+    int64_t dx_step = 1;  // gradient only: the stride, if dx has only the pixels that windows of one pixel meet
 
     int64_t weight_size() const { return y.channels * (x.channels / group) * kernel_h * kernel_w; }
+
+    // The same convolution for its input gradient: as if x had no other pixels than dx.
+    ConvGeometry of_dx() const;
 };
 
 // The owner of the arrays that a SparseRows borrows.

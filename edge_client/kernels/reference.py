@@ -168,8 +168,13 @@ def sparse_conv_grad(
     in_halo: int,
     out_halo: int,
     group: int = 1,
+    dx_step: int = 1,
 ) -> tuple[Float, Float, Float]:
-    """Return (dx, dvalues, dbias)."""
+    """Return (dx, dvalues, dbias).
+
+    With dx_step, the stride of a 1x1 convolution, dx has only the pixels that it met, and no halo; the
+    others are zero.
+    """
     gradient = examples(dy, out_halo)
     source = padded(examples(x, in_halo), pad)
     _, _, out_h, out_w = gradient.shape
@@ -183,7 +188,7 @@ def sparse_conv_grad(
             d_source[:, :, rows, columns] += np.einsum("nkhw,kc->nchw", gradient, weight[:, :, r, s])
             d_weight[:, :, r, s] = np.einsum("nkhw,nchw->kc", gradient, source[:, :, rows, columns])
     height, width = d_source.shape[2] - pad, d_source.shape[3] - pad
-    dx = blocked(d_source[:, :, pad:height, pad:width], in_halo)
+    dx = blocked(d_source[:, :, pad:height:dx_step, pad:width:dx_step], in_halo if dx_step == 1 else 0)
     d_values = grouped(d_weight, group).reshape(-1)[indices].astype(np.float32)
     return dx, d_values, gradient.sum(axis=(0, 2, 3)).astype(np.float32)
 
@@ -265,7 +270,8 @@ def batch_norm_grad(
     """Return (dx, dscale, dbias); dx has grad_halo, and zeros in padding lanes. epsilon is in invstd.
 
     The gradients of the fused ops apply relu_grad to dy first, which is the gradient of what was added;
-    those of a sum (...SumGrad) add the second gradient to dy before that.
+    those of a sum (...SumGrad) add the second gradient to dy before that: where other_step is 2 to every
+    second row and column, which is all that it has then, without halo.
     """
     del epsilon
     gradient = examples(dy, out_halo)[: count[0]]

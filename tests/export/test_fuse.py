@@ -69,6 +69,41 @@ def test_a_residual_network_has_no_pass_over_memory_left_to_fuse():
     assert found.count("BatchNormReluAgain") == 4
 
 
+def test_only_shortcuts_leave_out_the_zeros_of_their_gradients():
+    def steps(step, name):
+        return [a.i for node in step.graph.node for a in node.attribute if a.name == name]
+
+    _, step = plain_step(builder("resnet8")((3, 12, 12), 10), (3, 12, 12))
+    fused = fuse(step)
+    assert steps(fused, "dx_step") == [2, 2]
+    assert steps(fused, "other_step") == [2, 2]
+    assert not steps(step, "dx_step")
+
+
+class TwoShortcuts(nn.Module):
+    """Both of a sum's gradients have zeros between: only one can leave them out."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.a, self.b = (nn.Conv2d(4, 4, 1, stride=2) for _ in range(2))
+        self.fc = nn.Linear(4 * 9, 3)
+
+    def forward(self, x):
+        y = torch.relu(self.norm(self.conv(x)))
+        return self.fc(torch.flatten(torch.relu(self.a(y)) + self.b(y), 1))
+
+
+def test_two_shortcuts_of_one_tensor_are_computed_right():
+    converted, step = plain_step(TwoShortcuts(), (1, 6, 6))
+    fused = fuse(step)
+    assert "BatchNormReluSumGrad" in op_types(fused)
+    before, after = run(step, converted, (1, 6, 6)), run(fused, converted, (1, 6, 6))
+    for tensor, value in before.items():
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(after[tensor], value, rtol=1e-3, atol=1e-5 * scale + 1e-7, err_msg=tensor)
+
+
 def test_a_recomputed_output_waits_for_the_backward_pass():
     """Its reader in the forward pass is then the last one, so that the runtime can free it."""
     _, step = plain_step(builder("resnet8")((3, 12, 12), 10), (3, 12, 12))

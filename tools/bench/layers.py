@@ -97,7 +97,7 @@ def _memory_steps(layer: Layer, limits: Limits) -> dict[str, Step]:
     reading = limits.read(both)
     return {
         "forward": limits.copy(both),
-        "input_gradient": limits.copy(x_bytes + y_bytes),
+        "input_gradient": limits.copy(4 * math.prod(layer.dx_shape or ()) + y_bytes),
         "weight_gradient": lambda: reading(1),
     }
 
@@ -123,8 +123,8 @@ def _steps(layer: Layer, nnz: int, threads: int, rng: np.random.Generator) -> di
     node = wire.Node(op, ("x", "values", "indices"), ("y",), layer.attributes, "layer")
     inputs = {name: feeds[name] for name in node.inputs}
     steps = {"forward": session_step([node], inputs, {"y": layer.y_shape}, threads)}
-    if layer.wants_dx:
-        steps["input_gradient"] = backward(("dx", "", ""), layer.x_shape)
+    if layer.dx_shape is not None:
+        steps["input_gradient"] = backward(("dx", "", ""), layer.dx_shape)
     return steps | {"weight_gradient": backward(("", "dvalues", ""), (nnz,))}
 
 

@@ -51,7 +51,7 @@ class Layer:
     y_shape: tuple[int, ...]
     gradient_attributes: dict[str, int]
     dy_shape: tuple[int, ...]
-    wants_dx: bool  # Not so of the network's first layer.
+    dx_shape: tuple[int, ...] | None  # None: nobody wants it, of the network's first layer.
 
     @property
     def pixels(self) -> int:
@@ -108,7 +108,7 @@ class Subject:
         if missing:
             raise ArtifactError(f"{self.folder / STEP} has no layer and gradient of {', '.join(missing)}")
         ends = [name for node in forward.values() for name in (node.inputs[0], node.outputs[0])]
-        ends += [node.inputs[0] for node in gradient.values()]
+        ends += [name for node in gradient.values() for name in (node.inputs[0], node.outputs[0]) if name]
         shapes = self._shapes(step, list(dict.fromkeys(ends)), batch_size)
         return [
             Layer(
@@ -119,7 +119,7 @@ class Subject:
                 y_shape=shapes[node.outputs[0]],
                 gradient_attributes=_integers(gradient[name]),
                 dy_shape=shapes[gradient[name].inputs[0]],
-                wants_dx=bool(gradient[name].outputs[0]),
+                dx_shape=shapes.get(gradient[name].outputs[0]),
             )
             for name, node in forward.items()
         ]

@@ -120,6 +120,31 @@ def test_fused_with_relu_and_addition_is_one_after_the_other(
         np.testing.assert_array_equal(gradient[3], masked)
 
 
+@pytest.mark.parametrize("is_residual", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_other_gradient_may_have_every_second_pixel_only(shape, is_residual, run_op, rng):
+    case = Case(shape, rng, in_halo=0, out_halo=1)
+    skip = reference.blocked(normal(rng, *case.maps.shape), 1)
+    name = "BatchNormAddRelu" if is_residual else "BatchNormRelu"
+    fused = run_op(name, *case.forward_inputs(), *((skip,) if is_residual else ()), **case.attributes)
+    sparse = np.zeros(shape, np.float32)
+    sparse[:, :, ::2, ::2] = normal(rng, *sparse[:, :, ::2, ::2].shape)
+    common = (
+        case.dy,
+        case.x,
+        case.scale,
+        fused[1],
+        fused[3],
+        case.count,
+        fused[0] if is_residual else case.bias,
+    )
+    full = run_op(f"{name}SumGrad", *common, reference.blocked(sparse, 1), **case.attributes)
+    met = reference.blocked(sparse[:, :, ::2, ::2], 0)
+    found = run_op(f"{name}SumGrad", *common, met, **case.attributes, other_step=2)
+    for a, b in zip(found, full, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_recomputed_output_has_the_same_bits(shape, run_op, rng):
     case = Case(shape, rng)

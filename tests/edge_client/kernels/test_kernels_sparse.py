@@ -117,6 +117,25 @@ def test_conv_gradients_agree_with_the_reference(name, density, run_op, rng, ass
     np.testing.assert_array_equal(padding_lanes, 0)
 
 
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("name", ["1x1 strided", "stride beyond kernel", "grouped 1x1 strided"])
+def test_a_strided_input_gradient_may_leave_out_the_zeros(name, density, run_op, rng):
+    case = Case(GEOMETRIES[name], density, rng)
+    stride = case.attributes["stride"]
+    inputs = (case.dy, case.x, case.values, case.indices)
+    actual = run_op("SparseConvGrad", *inputs, **case.attributes, dx_step=stride)
+    wanted = reference.sparse_conv_grad(*inputs, **case.attributes, dx_step=stride)
+    for a, b in zip(actual, wanted, strict=True):
+        assert a.shape == b.shape
+        close(a, b)
+    full = reference.examples(
+        run_op("SparseConvGrad", *inputs, **case.attributes)[0], case.attributes["in_halo"]
+    )
+    close(reference.examples(actual[0], 0), full[:, :, ::stride, ::stride])
+    full[:, :, ::stride, ::stride] = 0
+    assert not full.any()
+
+
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_conv_agrees_with_torch(name, run_op, import_torch, rng):
     torch = import_torch()
@@ -316,6 +335,9 @@ def test_wrong_shapes_and_attributes_are_errors(run_op, rng):
     depthwise = reference.blocked(normal(rng, 16, 9, 8, 8), 1)
     fails("indices.0. = 81 is out of range, the weight has 81", depthwise, values[:1], None, too_far, group=9)
     fails(r"dy has shape .*, expected", case.dy[:, :, 1:], x, values, indices, op_type="SparseConvGrad")
+    gradient = (case.dy, x, values, indices)
+    fails("dx_step is 3, which needs a 1x1 kernel", *gradient, op_type="SparseConvGrad", dx_step=3, stride=3)
+    fails("attribute dx_step is 0, must be 1 to", *gradient, op_type="SparseConvGrad", dx_step=0)
     dy = reference.blocked(case.d_maps, 0)
     fails(
         "out_halo is 0, the input gradient needs 1",
