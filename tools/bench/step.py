@@ -26,8 +26,9 @@ RIVALS = {
 }
 OURS = "dense"  # Our own graph at density 1.
 # Steps of one call of the client's loop, whose beginning and end (binding weights, checking them) belong
-# to a round of many steps. Fewer where steps are slow and beginnings do not show.
-SPARSE_STEPS, DENSE_STEPS = 8, 2
+# to a round of many steps. Fewer where steps of so many multiplications are slow and beginnings do not show.
+MANY_STEPS, FEW_STEPS = 8, 2
+SLOW_STEP = 4e9
 SIDES = (*RIVALS, OURS)
 RATIO_OF = {
     "dense_torch": "ratio_torch",
@@ -55,7 +56,10 @@ def measure(
     layout = subject.manifest.layout
     mask = masking.random_mask(layout, density, masks, rng)
     batch = subject.batch(batch_size, rng)
-    num_steps = {"sparse": SPARSE_STEPS if density < 0.5 else DENSE_STEPS, OURS: DENSE_STEPS}
+    pixels = {layer.weight: layer.pixels for layer in subject.layers(batch_size)}
+    flop_density = masking.flop_density(mask, layout, pixels)
+    dense = batch_size * sum(pixels[piece.name] * piece.size for piece in layout.of_role(PRUNABLE))
+    num_steps = {"sparse": steps_of_a_call(flop_density * dense), OURS: steps_of_a_call(dense)}
     trainer, runtime = subject.trainer(batch, threads, num_steps["sparse"])
     sparse = weights(layout, mask, rng)
     steps: dict[str, Step] = {"sparse": lambda: trainer.fit(sparse)}
@@ -65,7 +69,6 @@ def measure(
         steps[OURS] = lambda: other.fit(full)
     task = rivals.Task(subject.manifest, mask, batch, threads)
     steps |= rivals.available(task, {name: make for name, make in RIVALS.items() if name in against})
-    pixels = {layer.weight: layer.pixels for layer in subject.layers(batch_size)}
     times = {
         side: time_s / num_steps.get(side, 1) for side, time_s in alternate(steps, threads, seconds).items()
     }
@@ -83,7 +86,7 @@ def measure(
         found[f"{side}_s"] = times.get(side)
         found[RATIO_OF[side]] = times[side] / times["sparse"] if side in times else None
     return found | {
-        "flop_density": masking.flop_density(mask, layout, pixels),
+        "flop_density": flop_density,
         "stored_weights": mask.below(layout.num_prunable).nnz,
         "prunable_weights": layout.num_prunable,
         "layers": len(layout.of_role(PRUNABLE)),
@@ -92,6 +95,11 @@ def measure(
         "isa": runtime.kernels,
         "runtime": runtime.name,
     }
+
+
+def steps_of_a_call(multiplications: float) -> int:
+    """How many steps of so many multiplications, of the forward pass, are measured at once."""
+    return MANY_STEPS if multiplications < SLOW_STEP else FEW_STEPS
 
 
 def line(found: dict[str, Any]) -> str:
