@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import threading
@@ -75,26 +74,33 @@ class Client:
         self._thread.start()
 
     def _serve(self) -> None:
-        with contextlib.suppress(
-            TransportError
-        ):  # Its connection was closed, with the broker or by the test.
-            while isinstance(order := self.link.next_order(20), Task):
-                self._before(order)
-                update = Update(
-                    self.client_id,
-                    self.session,
-                    order.run,
-                    order.round_number,
-                    order.stage,
-                    10,
-                    self.link.offer(BODY),
-                    0.5,
-                    1,
-                    [],
-                    1,
-                )
-                with contextlib.suppress(Superseded):
-                    self.receipts.append(self.link.deliver(update))
+        while isinstance(order := self._next_order(), Task):
+            self._before(order)
+            update = Update(
+                self.client_id,
+                self.session,
+                order.run,
+                order.round_number,
+                order.stage,
+                10,
+                self.link.offer(BODY),
+                0.5,
+                1,
+                [],
+                1,
+            )
+            try:
+                self.receipts.append(self.link.deliver(update))
+            except Superseded:
+                continue
+            except TransportError:
+                return
+
+    def _next_order(self) -> Task | End | None:
+        try:
+            return self.link.next_order(20)
+        except TransportError:  # Closed, with the broker or by the test.
+            return None
 
     def join(self) -> None:
         self._thread.join(20)
