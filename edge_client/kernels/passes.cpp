@@ -19,11 +19,7 @@ void over_entries(Context& context, size_t count, const Function& fn) {
 std::unique_ptr<float[]> per_entry(size_t count) { return std::unique_ptr<float[]>(new float[count + 1]); }
 
 // ordered[i] = values[order[i]]
-void put_in_order(Context& context, const std::vector<int32_t>& order, const float* values, size_t num_values,
-                  float* ordered) {
-    // Asked for in their own order first: out of it they come from memory one by one.
-    constexpr size_t LINE = 64 / sizeof(float);
-    for (size_t i = 0; i < num_values; i += LINE) __builtin_prefetch(values + i, 0, 2);
+void put_in_order(Context& context, const std::vector<int32_t>& order, const float* values, float* ordered) {
     over_entries(context, order.size(), [&](size_t begin, size_t end) {
         const int32_t* const from = order.data();
         constexpr size_t AT_ONCE = 8;  // loads before a store: the compiler must assume that it changes what they read
@@ -37,27 +33,52 @@ void put_in_order(Context& context, const std::vector<int32_t>& order, const flo
     });
 }
 
-void multiply_sparse(Context& context, const Pass& pass, int64_t blocks, const float* values,
-                     size_t num_values, const float* bias, const float* x, float* y) {
+// Ask for values in their own order: out of it they come from memory one by one.
+void ask_for(const float* values, size_t num_values) {
+    constexpr size_t LINE = 64 / sizeof(float);
+    for (size_t i = 0; i < num_values; i += LINE) __builtin_prefetch(values + i, 0, 2);
+}
+
+int64_t chunks_of(const Tiling& tiling) { return tiling.tile_groups * tiling.row_groups; }
+
+void multiply_sparse(Context& context, const Plan& plan, int64_t blocks, const float* values, const float* bias,
+                     const float* x, float* y) {
     const Kernels& k = kernels();
-    // The values change with every step, so they are put into this pass's order every time.
     std::unique_ptr<float[]> ordered;
-    if (!pass.matrix.order.empty()) {
-        ordered = per_entry(pass.matrix.order.size());
-        put_in_order(context, pass.matrix.order, values, num_values, ordered.get());
-        values = ordered.get();
+    size_t num_ordered = 0;
+    std::vector<Spmm> calls;
+    int64_t chunks = 0;
+    for (const Pass& pass : plan.passes) {
+        const std::vector<int32_t>& order = pass.matrix.order;
+        const float* pass_values = values;
+        // The values change with every step, so they are put into the pass's order every time.
+        if (!order.empty()) {
+            if (!ordered) {
+                ordered = per_entry(static_cast<size_t>(plan.nnz));
+                ask_for(values, static_cast<size_t>(plan.nnz));
+            }
+            float* const to = ordered.get() + num_ordered;
+            put_in_order(context, order, values, to);
+            num_ordered += order.size();
+            pass_values = to;
+        }
+        calls.push_back({pass.matrix.view(),
+                         pass.tiling_of(blocks),
+                         pass_values,
+                         bias,
+                         x + pass.source_base,
+                         pass.source_stride,
+                         y + pass.target_base,
+                         pass.target_stride,
+                         pass.target_row});
+        chunks = std::max(chunks, chunks_of(calls.back().tiling));
     }
-    const Tiling tiling = pass.tiling_of(blocks);
-    const Spmm call{pass.matrix.view(),
-                    tiling,
-                    values,
-                    bias,
-                    x + pass.source_base,
-                    pass.source_stride,
-                    y + pass.target_base,
-                    pass.target_stride,
-                    pass.target_row};
-    context.parallel(tiling.tile_groups * tiling.row_groups, [&](int64_t chunk) { k.spmm(call, chunk); });
+    // The phases of a stride take turns: each reads a chunk's pixels while they are in the caches.
+    context.parallel(chunks, [&](int64_t chunk) {
+        for (const Spmm& call : calls) {
+            if (chunk < chunks_of(call.tiling)) k.spmm(call, chunk);
+        }
+    });
 }
 
 void multiply_dense(Context& context, const Pass& pass, int64_t blocks, const float* values,
@@ -78,7 +99,7 @@ void multiply_dense(Context& context, const Pass& pass, int64_t blocks, const fl
                      y + pass.target_base,
                      pass.target_stride,
                      pass.target_row};
-    context.parallel(tiling.tile_groups * tiling.row_groups, [&](int64_t chunk) { k.dense(call, chunk); });
+    context.parallel(chunks_of(tiling), [&](int64_t chunk) { k.dense(call, chunk); });
 }
 
 void weight_gradient_sparse(Context& context, const Pass& pass, int64_t blocks, const float* x,
@@ -97,7 +118,7 @@ void weight_gradient_sparse(Context& context, const Pass& pass, int64_t blocks, 
                      pass.target_row,
                      partial.get(),
                      static_cast<int64_t>(entries)};
-    context.parallel(tiling.tile_groups * tiling.row_groups, [&](int64_t chunk) { k.sddmm(call, chunk); });
+    context.parallel(chunks_of(tiling), [&](int64_t chunk) { k.sddmm(call, chunk); });
     over_entries(context, entries, [&](size_t begin, size_t end) {
         std::fill(d_values + begin, d_values + end, 0.0f);
         for (size_t group = 0; group < tile_groups; group++) {
@@ -130,8 +151,7 @@ void weight_gradient_dense(Context& context, const Pass& pass, int64_t blocks, c
 void multiply(Context& context, const Plan& plan, int64_t blocks, const float* values, const float* bias,
               const float* x, float* y) {
     if (!plan.is_dense) {
-        const auto num_values = static_cast<size_t>(plan.nnz);
-        for (const Pass& pass : plan.passes) multiply_sparse(context, pass, blocks, values, num_values, bias, x, y);
+        multiply_sparse(context, plan, blocks, values, bias, x, y);
         return;
     }
     std::unique_ptr<float[]> full;
