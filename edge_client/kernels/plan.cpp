@@ -26,10 +26,11 @@ int64_t tile_bytes_here() {
 
 // Whether the bits do not depend on the blocks of columns. Large tiles add a row's entries in one order, whatever the
 // blocks; small ones in several sums for each block (SETS in spmm.inc), and so may those at the rim of a map.
-bool is_free_of_blocks(const Pass& pass, int64_t pixels_max) {
+bool is_free_of_blocks(const Pass& pass) {
     const Tiling& t = pass.tiling;
     const auto rim = [](int64_t extent, int64_t tile) { return (extent - 1) % tile + 1; };
-    return !pass.is_across && 2 * rim(t.extent.tall, t.tall) * rim(t.extent.wide, t.wide) > pixels_max;
+    return !pass.is_across &&
+           rim(t.extent.tall, t.tall) * rim(t.extent.wide, t.wide) >= kernels().one_set_pixels;
 }
 
 // Visiting a row costs a load and a store of the tile, which some entries must pay for.
@@ -113,7 +114,7 @@ int64_t lay_out(Pass& pass, const Grid& grid, int64_t reach_h, int64_t reach_w, 
     const int64_t wide = (pass.tiling.wide - 1) * step + reach_w;
     const int64_t bytes = tall * wide * LANES * static_cast<int64_t>(sizeof(float));
     static const int64_t here = tile_bytes_here();
-    return std::max<int64_t>(1, (is_free_of_blocks(pass, pixels_max) ? here : TILE_BYTES) / bytes);
+    return std::max<int64_t>(1, (is_free_of_blocks(pass) ? here : TILE_BYTES) / bytes);
 }
 
 // Channels per column block: as many as fit, but at least what makes a row's visit worth it.
@@ -121,6 +122,22 @@ int64_t block_size(int64_t fitting, int64_t channels, int64_t rows, int64_t nnz)
     if (nnz == 0) return channels;
     const int64_t enough = ceil_div(ENTRIES_PER_SEGMENT_MIN * rows * channels, nnz);
     return std::min(channels, std::max(fitting, enough));
+}
+
+// Tiling and strides of a product of `rows` rows; returns the channels per column block. Where the channels that pay
+// for a visit exceed L1, tiles are smaller: more of their pixels stay there. Not where that could change the bits, as
+// the size of L1 is another on each machine.
+int64_t lay_out_product(Pass& pass, const Grid& grid, int64_t reach_h, int64_t reach_w, int64_t channels,
+                        int64_t rows, int64_t nnz) {
+    const Kernels& k = kernels();
+    const int64_t fitting = lay_out(pass, grid, reach_h, reach_w, k.spmm_pixels);
+    const int64_t block_channels = block_size(fitting, channels, rows, nnz);
+    if (block_channels <= fitting || !is_free_of_blocks(pass)) return block_channels;
+    Pass smaller;
+    const int64_t more_fitting = lay_out(smaller, grid, reach_h, reach_w, k.spmm_pixels_past_l1);
+    if (!is_free_of_blocks(smaller)) return block_channels;
+    pass = std::move(smaller);
+    return block_size(more_fitting, channels, rows, nnz);
 }
 
 void share_out(Tiling& t, int64_t rows) {
@@ -223,11 +240,6 @@ void check_halo(int64_t input, int64_t output, int64_t kernel, const ConvGeometr
 Pass input_gradient_pass(const ConvGeometry& g, const int32_t* indices, int64_t nnz, int64_t phase_h,
                          int64_t phase_w) {
     Pass pass;
-    const int64_t fitting = lay_out(pass, input_gradient_grid(g, phase_h, phase_w),
-                                    ceil_div(g.kernel_h, g.stride), ceil_div(g.kernel_w, g.stride),
-                                    kernels().spmm_pixels);
-    aim_input_gradient(pass, g, phase_h, phase_w);
-
     const auto each_tap = [&](const auto& visit) {
         for (int64_t i = 0; i < nnz; i++) {
             const Tap tap = tap_of(g, indices[i]);
@@ -237,9 +249,12 @@ Pass input_gradient_pass(const ConvGeometry& g, const int32_t* indices, int64_t 
     };
     int64_t num_taps = 0;
     each_tap([&](const Tap&, int64_t, int64_t, int64_t) { num_taps++; });
+    const int64_t block_channels = lay_out_product(
+        pass, input_gradient_grid(g, phase_h, phase_w), ceil_div(g.kernel_h, g.stride), ceil_div(g.kernel_w, g.stride),
+        g.y.channels, g.x.channels, num_taps);
+    aim_input_gradient(pass, g, phase_h, phase_w);
     share_out(pass.tiling, g.x.channels);
-    build(pass.matrix, pass.tiling.row_groups, g.x.channels, g.y.channels,
-          block_size(fitting, g.y.channels, g.x.channels, num_taps), Values::ANY_ORDER,
+    build(pass.matrix, pass.tiling.row_groups, g.x.channels, g.y.channels, block_channels, Values::ANY_ORDER,
           [&](const auto& emit) {
               each_tap([&](const Tap& tap, int64_t shift_h, int64_t shift_w, int64_t i) {
                   emit(tap.c, tap.k, tap.k * g.y.plane + shift_h * g.y.row + shift_w * LANES, i);
@@ -278,10 +293,11 @@ Plan forward_plan(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
         return plan;
     }
     Pass& pass = plan.passes.emplace_back();
-    const int64_t fitting = lay_out(pass, forward_grid(g), g.kernel_h, g.kernel_w, kernels().spmm_pixels);
+    const int64_t block_channels = lay_out_product(pass, forward_grid(g), g.kernel_h, g.kernel_w, g.x.channels,
+                                                   g.y.channels, nnz);
     aim_forward(pass, g);
     share_out(pass.tiling, g.y.channels);
-    build_by_output(pass, g, indices, nnz, block_size(fitting, g.x.channels, g.y.channels, nnz));
+    build_by_output(pass, g, indices, nnz, block_channels);
     return plan;
 }
 
