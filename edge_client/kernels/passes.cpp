@@ -108,7 +108,8 @@ void weight_gradient_sparse(Context& context, const Pass& pass, int64_t blocks, 
     const size_t entries = pass.matrix.offset.size();
     const Tiling tiling = pass.tiling_of(blocks);
     const size_t tile_groups = static_cast<size_t>(tiling.tile_groups);
-    const auto partial = per_entry(entries * tile_groups);
+    // A single group of tiles writes its sums into their place.
+    const auto partial = tile_groups == 1 ? nullptr : per_entry(entries * tile_groups);
     const Sddmm call{pass.matrix.view(),
                      tiling,
                      x + pass.source_base,
@@ -116,9 +117,10 @@ void weight_gradient_sparse(Context& context, const Pass& pass, int64_t blocks, 
                      dy + pass.target_base,
                      pass.target_stride,
                      pass.target_row,
-                     partial.get(),
+                     partial ? partial.get() : d_values,
                      static_cast<int64_t>(entries)};
     context.parallel(chunks_of(tiling), [&](int64_t chunk) { k.sddmm(call, chunk); });
+    if (!partial) return;
     over_entries(context, entries, [&](size_t begin, size_t end) {
         std::fill(d_values + begin, d_values + end, 0.0f);
         for (size_t group = 0; group < tile_groups; group++) {
