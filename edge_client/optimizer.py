@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,21 @@ from protocol.layout import Vector
 from protocol.messages import Training
 
 
+@cache
+def _function() -> Any:
+    """The op library's, loaded once: a round may be short."""
+    function = ctypes.CDLL(str(library_path())).sparsefleet_sgd
+    function.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64, *[ctypes.c_float] * 3]
+    function.restype = None
+    return function
+
+
 class Sgd:
     """SGD with momentum and weight decay as torch.optim.SGD defines it; the momentum starts at zero."""
 
     def __init__(self, training: Training, num_weights: int) -> None:
         """Take the rates from the task; hold one float of velocity for each weight."""
-        self._function: Any = ctypes.CDLL(str(library_path())).sparsefleet_sgd
-        self._function.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64, *[ctypes.c_float] * 3]
-        self._function.restype = None
+        self._function = _function()
         self._rates = training.learning_rate, training.momentum, training.weight_decay
         self._velocity = np.zeros(num_weights, np.float32)
 

@@ -6,6 +6,7 @@ buffers, in the order in which the seed shuffles the local examples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -131,7 +132,7 @@ class Trainer:
                 if len(losses) == remaining:
                     break
             remaining -= len(losses)
-            self.loss = float(np.mean(losses))
+            self.loss = math.fsum(losses) / len(losses)
         if self._keeps_local:
             local = v if step is None else step.weights(v)
             self.local = SparseVector(model.mask, np.concatenate([local, statistics]))
