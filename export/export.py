@@ -122,12 +122,14 @@ def export_module(
     layout = converted.layout
     flat = layout.flatten({key: numpy_helper.to_array(value) for key, value in converted.weights.items()})
     training = generate(converted, library, loss)
-    step = fuse(lower(training.training, layout, converted.sizes))
+    lowered = lower(training.training, layout, converted.sizes)
+    step = fuse(lowered)
     evaluation = evaluation_form(
         trace(module, input_shape, standard_only=True), [piece.name for piece in layout.pieces]
     )
     worst = check(step, module, layout, flat, converted.num_classes, library)
-    graphs = {STEP: step, STEP_COMPRESSED: compress(step, False), STEP_HALF: compress(step, True)}
+    half = compress(fuse(lowered, are_pools_fused=False), True)
+    graphs = {STEP: step, STEP_COMPRESSED: compress(step, False), STEP_HALF: half}
     files = {
         **{file: graph.SerializeToString() for file, graph in graphs.items()},
         EVAL: evaluation.SerializeToString(),

@@ -5,6 +5,7 @@ What remains of a sparse step at low density is reading and writing activations,
     BatchNormRelu's output            is computed again for the weight gradients that read it
     BatchNorm -> Relu                 becomes  BatchNormRelu          ReluGrad -> BatchNormGrad   alike
     BatchNorm -> Add(skip) -> Relu    becomes  BatchNormAddRelu       ReluGrad -> BatchNormGrad   alike
+    BatchNormRelu -> 2x2 MaxPool      becomes  BatchNormReluMaxPool   MaxPoolGrad -> BatchNormReluGrad   alike
     Sum -> BatchNormReluGrad ...      becomes  BatchNormReluSumGrad ...
     a 1x1 SparseConvGrad of stride 2  hands such a sum only the pixels that it met, not the zeros between
     SparseConv -> BatchNorm ...       the tensor between them, which no convolution reads, loses its halo
@@ -29,8 +30,11 @@ PIXEL_BYTES = 64
 PAGE_BYTES = 4096
 
 
-def fuse(step: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the fused step graph; its inputs and outputs are those of `step`."""
+def fuse(step: onnx.ModelProto, are_pools_fused: bool = True) -> onnx.ModelProto:
+    """Return the fused step graph; its inputs and outputs are those of `step`.
+
+    A fused pooling finds its maxima again from what the batch norm read: not for graphs that store that rounded.
+    """
     fused = onnx.ModelProto()
     fused.CopyFrom(step)
     graph = _Graph(list(fused.graph.node), {output.name for output in fused.graph.output})
@@ -38,6 +42,9 @@ def fuse(step: onnx.ModelProto) -> onnx.ModelProto:
     for node in list(graph.nodes):
         if node.op_type == "BatchNorm":
             _fuse_relu(graph, node)
+    for node in list(graph.nodes):
+        if node.op_type == "BatchNormRelu" and are_pools_fused:
+            _fuse_pool(graph, node)
     for node in list(graph.nodes):
         if node.op_type == "Sum":
             _fuse_sum(graph, node)
@@ -163,6 +170,31 @@ def _fuse_relu(graph: _Graph, norm: NodeProto) -> None:
     outputs = [relu.output[0], *norm.output[1:]]
     graph.replace([n for n in (norm, add, relu) if n], _made(forward, norm, forward_inputs, outputs))
     graph.replace([relu_grad, norm_grad], _made(backward, norm_grad, gradient_inputs, gradient_outputs))
+
+
+def _fuse_pool(graph: _Graph, norm: NodeProto) -> None:
+    """Fuse a batch norm and its ReLU with the 2x2 maxima behind them, if each pixel is in one window; both ways."""
+    pool = graph.only_reader(norm.output[0], "MaxPool")
+    if pool is None or [_get(pool, name) for name in ("kernel_h", "kernel_w", "stride", "pad")] != [
+        2,
+        2,
+        2,
+        0,
+    ]:
+        return
+    if _get(pool, "in_height") % 2 or _get(pool, "in_width") % 2:
+        return
+    pool_grad = graph.only_reader(pool.output[1], "MaxPoolGrad")
+    norm_grad = graph.only_reader(pool_grad.output[0], "BatchNormReluGrad") if pool_grad else None
+    if pool_grad is None or norm_grad is None:
+        return
+    forward = _made("BatchNormReluMaxPool", norm, list(norm.input), [pool.output[0], *norm.output[1:]])
+    inputs = [pool_grad.input[0], *norm_grad.input[1:]]
+    backward = _made("BatchNormReluMaxPoolGrad", norm_grad, inputs, list(norm_grad.output))
+    for node in (forward, backward):
+        _set(node, "out_halo", _get(pool, "out_halo"))
+    graph.replace([norm, pool], forward)
+    graph.replace([pool_grad, norm_grad], backward)
 
 
 def _fuse_sum(graph: _Graph, total: NodeProto) -> None:

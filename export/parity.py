@@ -23,6 +23,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
+from onnx import helper
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -206,9 +207,33 @@ def _with_kinks(step: onnx.ModelProto) -> tuple[onnx.ModelProto, list[tuple[str,
             kinks.append((node.output[0], halos[node.output[0]] if node.domain == DOMAIN else None))
         elif node.op_type == "MaxPool":
             kinks.append((node.output[1], 0))
+        elif node.op_type == "BatchNormReluMaxPool":
+            apart = _taken_apart(node)
+            observed.graph.node.extend(apart)
+            kinks += [(apart[0].output[0], 0), (apart[1].output[1], 0)]
     for name, _ in kinks:
         observed.graph.output.append(onnx.ValueInfoProto(name=name))
     return observed, kinks
+
+
+def _taken_apart(node: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.NodeProto]:
+    """Nodes for what a fused pooling does not write: the output of its ReLU, and the places of the maxima."""
+    between = f"{node.output[0]}/between"
+    x, scale, bias, _, _, count = node.input
+    inputs = [x, scale, bias, node.output[1], node.output[3], count, x]
+    given: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    relu = helper.make_node("BatchNormReluAgain", inputs, [between], domain=DOMAIN, **given | {"out_halo": 0})
+    window: dict[str, Any] = {
+        "kernel_h": 2,
+        "kernel_w": 2,
+        "stride": 2,
+        "pad": 0,
+        "in_halo": 0,
+        "out_halo": 0,
+    }
+    window |= {name: given[name] for name in ("in_height", "in_width")}
+    outputs = [f"{between}/pooled", f"{between}/places"]
+    return relu, helper.make_node("MaxPool", [between], outputs, domain=DOMAIN, **window)
 
 
 def _unblocked(blocked: npt.NDArray[Any], halo: int) -> npt.NDArray[Any]:

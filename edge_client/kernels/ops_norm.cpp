@@ -1,4 +1,4 @@
-// Batch norm with its gradient; alone, followed by a ReLU, or by a residual addition and a ReLU.
+// Batch norm with its gradient; alone, followed by a ReLU, by a residual addition and a ReLU, or by a ReLU and 2x2 maxima.
 //
 // The fused forms exist because these steps are bound by memory: a separate ReLU and addition read
 // and write every activation again.
@@ -30,10 +30,12 @@ struct NormAttributes {
 
     BatchNorm call(const Tensor& x, const Tensor& count, After after) const {
         const Blocked in = blocked_of(x, in_halo);
-        const auto with_halo = [&](int64_t halo) {
-            return make_blocked(in.blocks, in.channels, in.height, in.width, halo);
+        const auto map_of = [&](int64_t divisor, int64_t halo) {
+            return make_blocked(in.blocks, in.channels, in.height / divisor, in.width / divisor, halo);
         };
-        return {in, with_halo(out_halo), with_halo(grad_halo), examples_of(count, in.blocks), after};
+        const int64_t pooled = after == After::RELU_MAX_POOL ? 2 : 1;
+        require(in.height % pooled == 0 && in.width % pooled == 0, "a map of odd height or width under 2x2 windows");
+        return {in, map_of(pooled, out_halo), map_of(1, grad_halo), examples_of(count, in.blocks), after};
     }
 
     static Dims with_halo(const Dims& x, int64_t from, int64_t to) {
@@ -110,7 +112,10 @@ struct Forward {
         const auto x = s.input(0, 5);
         if (!x) return;
         const auto in = s.attribute("in_halo"), out = s.attribute("out_halo");
-        if (in && out) s.set(0, NormAttributes::with_halo(*x, *in, *out));
+        if (!in || !out) return;
+        if (AFTER != After::RELU_MAX_POOL) return s.set(0, NormAttributes::with_halo(*x, *in, *out));
+        const auto pooled = [&](const Dim& dim) { return window_dim(dim, *in, 2, 2, 0, *out); };
+        s.set(0, {(*x)[0], (*x)[1], pooled((*x)[2]), pooled((*x)[3]), known(LANES)});
     }
 
     NormAttributes attributes;
@@ -134,6 +139,12 @@ struct BatchNormRelu : Forward<After::RELU> {
 struct BatchNormAddRelu : Forward<After::ADD_RELU> {
     static constexpr const char* name = "BatchNormAddRelu";
     static constexpr Port inputs[] = {BATCH_NORM_INPUTS, {"skip", F32}};
+    using Forward::Forward;
+};
+
+struct BatchNormReluMaxPool : Forward<After::RELU_MAX_POOL> {
+    static constexpr const char* name = "BatchNormReluMaxPool";
+    static constexpr Port inputs[] = {BATCH_NORM_INPUTS};
     using Forward::Forward;
 };
 
@@ -167,7 +178,7 @@ struct BatchNormReluAgain {
     NormAttributes attributes;
 };
 
-// Inputs behind count: bias under RELU, y under ADD_RELU, then the other gradient where dy is a sum.
+// Inputs behind count: bias where the ReLU's side follows from x, y under ADD_RELU, then the other gradient where dy is a sum.
 template <After AFTER, bool IS_SUM>
 struct Backward {
     explicit Backward(const Attributes& a)
@@ -189,7 +200,8 @@ struct Backward {
         };
         const auto vector = [&](size_t index) { return per_channel(context.input(index), call); };
         const float *scale = vector(2), *mean = vector(3), *invstd = vector(4);
-        const float* bias = AFTER == After::RELU ? vector(6) : nullptr;
+        const bool needs_bias = AFTER == After::RELU || AFTER == After::RELU_MAX_POOL;
+        const float* bias = needs_bias ? vector(6) : nullptr;
         const float* y = AFTER == After::ADD_RELU ? like_y(6) : nullptr;
         const Blocked other = other_of(call.y);
         const float* dy_other = nullptr;
@@ -265,6 +277,13 @@ struct BatchNormReluSumGrad : Backward<After::RELU, true> {
     using Backward::Backward;
 };
 
+struct BatchNormReluMaxPoolGrad : Backward<After::RELU_MAX_POOL, false> {
+    static constexpr const char* name = "BatchNormReluMaxPoolGrad";
+    static constexpr Port inputs[] = {GRADIENT_INPUTS, {"bias", F32}};
+    static constexpr Port outputs[] = {GRADIENT_OUTPUTS};
+    using Backward::Backward;
+};
+
 struct BatchNormAddReluGrad : Backward<After::ADD_RELU, false> {
     static constexpr const char* name = "BatchNormAddReluGrad";
     static constexpr Port inputs[] = {GRADIENT_INPUTS, {"y", F32}};
@@ -286,6 +305,7 @@ std::vector<const OrtCustomOp*> norm_ops() {
             custom_op<BatchNormRelu>(),        custom_op<BatchNormReluGrad>(),
             custom_op<BatchNormReluSumGrad>(), custom_op<BatchNormAddRelu>(),
             custom_op<BatchNormAddReluGrad>(), custom_op<BatchNormAddReluSumGrad>(),
+            custom_op<BatchNormReluMaxPool>(), custom_op<BatchNormReluMaxPoolGrad>(),
             custom_op<BatchNormReluAgain>()};
 }
 

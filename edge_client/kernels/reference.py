@@ -232,8 +232,8 @@ def batch_norm(
 ) -> tuple[Float, Float, Float, Float]:
     """Return (y, mean, var, invstd): training = 1 takes the statistics of the N examples.
 
-    BatchNormRelu is this and relu; BatchNormAddRelu is this, add and relu. grad_halo concerns the
-    gradient.
+    BatchNormRelu is this and relu; BatchNormAddRelu is this, add and relu; BatchNormReluMaxPool is this, relu
+    and max_pool of 2x2 windows with stride 2. grad_halo concerns the gradient.
 
     var is unbiased, which is what a running variance averages; invstd comes from the biased one,
     which is what normalizes. With training = 0 all three come from the running statistics.
@@ -269,7 +269,8 @@ def batch_norm_grad(
 ) -> tuple[Float, Float, Float]:
     """Return (dx, dscale, dbias); dx has grad_halo, and zeros in padding lanes. epsilon is in invstd.
 
-    The gradients of the fused ops apply relu_grad to dy first, which is the gradient of what was added;
+    The gradients of the fused ops apply relu_grad to dy first (BatchNormReluMaxPoolGrad: max_pool_grad, then
+    relu_grad), which is the gradient of what was added;
     those of a sum (...SumGrad) add the second gradient to dy before that: where other_step is 2 to every
     second row and column, which is all that it has then, without halo.
     """

@@ -69,6 +69,43 @@ def test_a_residual_network_has_no_pass_over_memory_left_to_fuse():
     assert found.count("BatchNormReluAgain") == 4
 
 
+class Pooled(nn.Module):
+    """A batch norm and its ReLU behind a pooling of any kind."""
+
+    def __init__(self, pool, size):
+        super().__init__()
+        self.conv, self.norm, self.pool = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), pool
+        self.fc = nn.Linear(4 * size * size, 3)
+
+    def forward(self, x):
+        return self.fc(torch.flatten(self.pool(torch.relu(self.norm(self.conv(x)))), 1))
+
+
+@pytest.mark.parametrize(
+    ("pool", "side", "is_fused"),
+    [
+        (nn.MaxPool2d(2), 6, True),
+        (nn.MaxPool2d(2), 7, False),
+        (nn.MaxPool2d(3), 6, False),
+        (nn.MaxPool2d(2, stride=1), 6, False),
+        (nn.MaxPool2d(2, padding=1), 6, False),
+        (nn.AvgPool2d(2), 6, False),
+    ],
+)
+def test_maxima_are_fused_where_each_pixel_is_in_one_window(pool, side, is_fused):
+    module = Pooled(pool, pool(torch.zeros(1, 1, side, side)).shape[-1])
+    converted, step = plain_step(module, (1, side, side))
+    fused = fuse(step)
+    assert ("BatchNormReluMaxPoolGrad" in op_types(fused)) is is_fused
+    assert ("BatchNormReluMaxPool" in op_types(fused)) is is_fused
+    assert {"MaxPool", "MaxPoolGrad"}.isdisjoint(op_types(fused)) or not is_fused
+    assert "BatchNormReluMaxPool" not in op_types(fuse(step, are_pools_fused=False))
+    before, after = run(step, converted, (1, side, side)), run(fused, converted, (1, side, side))
+    for tensor, value in before.items():
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(after[tensor], value, rtol=1e-3, atol=1e-5 * scale + 1e-7, err_msg=tensor)
+
+
 def test_only_shortcuts_leave_out_the_zeros_of_their_gradients():
     def steps(step, name):
         return [a.i for node in step.graph.node for a in node.attribute if a.name == name]

@@ -28,13 +28,16 @@ namespace sparsefleet {
 namespace {
 
 #include "vector.inc"
-// vector.inc first, layout.inc before those that zero a halo, elementary.inc before those that need exp.
+// vector.inc first, layout.inc before those that zero a halo, elementary.inc before those that need exp, moments.inc before
+// those of batch norm.
 #include "layout.inc"
 #include "elementary.inc"
 #include "activation.inc"
 #include "attention.inc"
 #include "groupnorm.inc"
 #include "layernorm.inc"
+#include "moments.inc"
+#include "normpool.inc"
 #include "norm.inc"
 #include "pointwise.inc"
 #include "pool.inc"

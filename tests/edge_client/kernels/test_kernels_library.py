@@ -244,6 +244,26 @@ UNKNOWN: list[
             NORM,
             [["ceil(batch/16)", 3, 15, 14, 16], UNKNOWN, UNKNOWN],
         ),
+        (
+            "BatchNormReluMaxPool",
+            {"x": ["ceil(batch/16)", 3, 10, 8, 16], **SCALES},  # an 8 x 6 map
+            NORM,
+            [["ceil(batch/16)", 3, 8, 7, 16], *[UNKNOWN] * 3],
+        ),
+        (
+            "BatchNormReluMaxPoolGrad",
+            {
+                "dy": ["b", 3, 8, 7, 16],
+                "x": X,
+                "scale": [3],
+                "mean": [3],
+                "invstd": [3],
+                "count": [1],
+                "bias": [3],
+            },
+            NORM,
+            [["ceil(batch/16)", 3, 15, 14, 16], UNKNOWN, UNKNOWN],
+        ),
         ("Relu", {"x": X}, {}, [X]),
         ("ReluGrad", {"dy": X, "y": X}, {}, [X]),
         ("Add", {"a": X, "b": X}, {}, [X]),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edge_client.kernels import reference
+from edge_client.kernels import reference, reference_pool
 
 SHAPES = [(1, 3, 5, 4), (7, 2, 3, 3), (16, 4, 8, 8), (33, 3, 1, 1), (33, 5, 6, 7)]
 
@@ -143,6 +143,58 @@ def test_the_other_gradient_may_have_every_second_pixel_only(shape, is_residual,
     found = run_op(f"{name}SumGrad", *common, met, **case.attributes, other_step=2)
     for a, b in zip(found, full, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+POOL = {"kernel_h": 2, "kernel_w": 2, "stride": 2, "pad": 0}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("training", [0, 1])
+@pytest.mark.parametrize(("in_halo", "out_halo"), [(0, 1), (1, 0), (2, 2)])
+@pytest.mark.parametrize("shape", [(1, 3, 2, 4), (7, 2, 4, 2), (16, 4, 8, 8), (33, 5, 6, 10)])
+def test_fused_with_maxima_is_one_after_the_other(
+    shape, in_halo, out_halo, training, threads, run_op, rng, assert_halo_is_zero
+):
+    n, c, h, w = shape
+    case = Case(shape, rng, in_halo, out_halo, training, grad_halo=1)
+    case.scale[0] = -1.0  # its smallest input is the largest output
+    case.maps[: case.n, :, :, 1] = case.maps[: case.n, :, :, 0]  # two equals in a window
+    case.x = reference.blocked(case.maps, in_halo)
+    apart = {**case.attributes, "out_halo": 0}
+    between, *statistics = run_op("BatchNormRelu", *case.forward_inputs(), **apart)
+    pool = {**POOL, "in_halo": 0, "out_halo": out_halo, "in_height": h, "in_width": w}
+    expected, argmax = run_op("MaxPool", between, **pool)
+    fused = run_op("BatchNormReluMaxPool", *case.forward_inputs(), threads=threads, **case.attributes)
+    np.testing.assert_array_equal(fused[0], expected)
+    for a, b in zip(fused[1:], statistics, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    dy = reference.blocked(normal(rng, n, c, h // 2, w // 2), out_halo)
+    behind = reference_pool.max_pool_grad(dy, argmax, **pool)
+    common = (case.x, case.scale, fused[1], fused[3], case.count)
+    masked = reference.relu_grad(behind, between)
+    wanted = reference.batch_norm_grad(masked, *common, **apart)
+    found = run_op("BatchNormReluMaxPoolGrad", dy, *common, case.bias, threads=threads, **case.attributes)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
+    assert_halo_is_zero(found[0], 1)
+    np.testing.assert_array_equal(reference.examples(found[0], 1)[n:], 0)
+
+
+def test_not_a_number_wins_a_window_as_in_torch(run_op, rng):
+    case = Case((16, 1, 2, 4), rng, in_halo=0, out_halo=0, training=0)
+    case.maps[0, 0, 1, 0] = np.nan
+    case.x = reference.blocked(case.maps, 0)
+    fused = run_op("BatchNormReluMaxPool", *case.forward_inputs(), **case.attributes)
+    y = reference.examples(fused[0], 0)[: case.n]
+    assert np.isnan(y[0, 0, 0, 0])
+    assert np.isfinite(y).sum() == y.size - 1
+
+
+def test_maxima_of_a_map_with_an_odd_side_are_an_error(run_op, rng):
+    case = Case((16, 1, 4, 3), rng)
+    with pytest.raises(Exception, match="a map of odd height or width under 2x2 windows"):
+        run_op("BatchNormReluMaxPool", *case.forward_inputs(), **case.attributes)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
