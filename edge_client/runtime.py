@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_client.bindings import Pruning, Slices
+from edge_client.fixed_indices import FixedIndices
 from edge_client.limits import Watchdog
 from edge_client.module_runtime import ModuleRuntime
 from edge_client.ort import MODULE, PORTABLE, installed_package, kernel_isa, onnxruntime, session_options
@@ -152,7 +153,7 @@ class PortableRuntime:
         """
         self.name = f"{installed_package()} {PORTABLE}"
         self.kernels = kernel_isa(library)
-        self._manifest, graph = manifest, GRAPHS[saved]
+        self._manifest, self._library, graph = manifest, library, GRAPHS[saved]
         try:
             self._session = onnxruntime().InferenceSession(
                 str(folder / graph),
@@ -181,7 +182,8 @@ class PortableRuntime:
         slices = Slices.of(model.mask, self._manifest)
         self.values = model.values.copy()
         self.gradient = np.zeros_like(self.values)
-        self._indices = slices.indices  # Kept alive: the binding holds bare pointers.
+        # Kept alive: the binding holds bare pointers.
+        self._indices = FixedIndices(self._library, slices.indices.values())
         self._binding = self._session.io_binding()
         self._bind("input", "temperature", self._temperature)
         self._bind("output", "loss", self._loss)

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <vector>
 
+#include "fixed_indices.h"
 #include "kernels.h"
 #include "op.h"
 
@@ -73,7 +74,8 @@ bool is_dense(const ConvGeometry& geometry, int64_t nnz);
 struct Plan {
     ConvGeometry geometry;         // what it was made for; fewer blocks will do
     int64_t nnz;
-    std::vector<int32_t> indices;  // an exact copy, unless all weights are stored: that is one mask only
+    // An exact copy, unless all weights are stored, which is one mask only, or the array is fixed (fixed_indices.h).
+    std::vector<int32_t> indices;
     std::vector<Pass> passes;      // forward: one; input gradient: one per parity class of the stride
     Pass weight_gradient;          // gradient only
     bool is_dense;                 // all of its passes
@@ -97,27 +99,36 @@ class PlanCache {
     template <class Build>
     std::shared_ptr<const Plan> get(const ConvGeometry& geometry, const int32_t* indices, int64_t nnz,
                                     const Build& build) {
+        const uint64_t fixed = number_of_fixed(indices, nnz);
         const std::lock_guard<std::mutex> lock(mutex_);
-        if (!plan_ || !matches(*plan_, geometry, indices, nnz)) {
+        if (!plan_ || !matches(geometry, indices, nnz, fixed)) {
             plan_ = nullptr;  // free the old one first: on a small board both may not fit
-            plan_ = std::make_shared<const Plan>(build(geometry, indices, nnz));
+            Plan made = build(geometry, indices, nnz);
+            if (fixed != 0 && !made.is_dense) made.indices = {};
+            plan_ = std::make_shared<const Plan>(std::move(made));
         }
+        fixed_ = fixed;
         return plan_;
     }
 
   private:
-    static bool matches(const Plan& plan, const ConvGeometry& geometry, const int32_t* indices, int64_t nnz) {
+    bool matches(const ConvGeometry& geometry, const int32_t* indices, int64_t nnz, uint64_t fixed) const {
+        const Plan& plan = *plan_;
         ConvGeometry with_its_blocks = geometry;
         with_its_blocks.x.blocks = with_its_blocks.y.blocks = plan.geometry.x.blocks;
-        return geometry.x.blocks <= plan.geometry.x.blocks &&
-               std::memcmp(&plan.geometry, &with_its_blocks, sizeof geometry) == 0 &&
-               plan.nnz == nnz && plan.is_dense == is_dense(plan.geometry, nnz) &&
-               (plan.indices.empty() ||
-                std::memcmp(plan.indices.data(), indices, plan.indices.size() * sizeof(int32_t)) == 0);
+        if (geometry.x.blocks > plan.geometry.x.blocks ||
+            std::memcmp(&plan.geometry, &with_its_blocks, sizeof geometry) != 0 || plan.nnz != nnz ||
+            plan.is_dense != is_dense(plan.geometry, nnz)) {
+            return false;
+        }
+        if (plan.is_full() || (fixed != 0 && fixed == fixed_)) return true;
+        return plan.indices.size() == static_cast<size_t>(nnz) &&
+               std::memcmp(plan.indices.data(), indices, plan.indices.size() * sizeof(int32_t)) == 0;
     }
 
     std::mutex mutex_;
     std::shared_ptr<const Plan> plan_;
+    uint64_t fixed_ = 0;  // the number of the array that the plan was last made for or compared with
 };
 
 }  // namespace sparsefleet

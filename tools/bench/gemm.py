@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_client.fixed_indices import FixedIndices
 from edge_client.kernels import library_path
 from edge_client.ort import kernel_isa, onnxruntime, session_options
 from protocol.sparse import top_k
@@ -66,12 +67,13 @@ def session_step(
     )
     binding = session.io_binding()
     made = {name: aligned(shape) for name, shape in outputs.items()}
+    fixed = FixedIndices(library_path(), [array for array in feeds.values() if array.dtype == np.int32])
     for name, array in feeds.items():
         binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
     for name, array in made.items():
         binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
-    def step(_kept_alive: object = (feeds, made)) -> None:
+    def step(_kept_alive: object = (feeds, made, fixed)) -> None:
         session.run_with_iobinding(binding)
 
     return step
