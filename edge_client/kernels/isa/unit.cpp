@@ -43,8 +43,9 @@ namespace {
 #include "pool.inc"
 #include "roofline.inc"
 #include "saved.inc"
-// spmm.inc first, for each_tile and distance.
+// spmm.inc first, for each_tile, each_piece and distance.
 #include "spmm.inc"
+#include "turned.inc"
 #include "dense.inc"
 #include "sddmm.inc"
 
