@@ -26,6 +26,8 @@ from export.graph import DOMAIN
 
 CONVOLUTIONS = ("SparseConv", "SparseConvBias")
 SHORTCUT_STRIDE = 2
+# The only pooling that is fused with what stands before it.
+FUSED_WINDOW = {"kernel_h": 2, "kernel_w": 2, "stride": 2, "pad": 0}
 PIXEL_BYTES = 64
 PAGE_BYTES = 4096
 
@@ -175,12 +177,7 @@ def _fuse_relu(graph: _Graph, norm: NodeProto) -> None:
 def _fuse_pool(graph: _Graph, norm: NodeProto) -> None:
     """Fuse a batch norm and its ReLU with the 2x2 maxima behind them, if each pixel is in one window; both ways."""
     pool = graph.only_reader(norm.output[0], "MaxPool")
-    if pool is None or [_get(pool, name) for name in ("kernel_h", "kernel_w", "stride", "pad")] != [
-        2,
-        2,
-        2,
-        0,
-    ]:
+    if pool is None or any(_get(pool, name) != value for name, value in FUSED_WINDOW.items()):
         return
     if _get(pool, "in_height") % 2 or _get(pool, "in_width") % 2:
         return

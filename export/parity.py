@@ -27,6 +27,7 @@ from onnx import helper
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from export.fuse import FUSED_WINDOW
 from export.graph import DOMAIN, KEEP_HALO
 from protocol.errors import ArtifactError
 from protocol.layout import PRUNABLE, STATISTIC, Layout, Vector
@@ -223,14 +224,7 @@ def _taken_apart(node: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.NodeProto]:
     inputs = [x, scale, bias, node.output[1], node.output[3], count, x]
     given: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     relu = helper.make_node("BatchNormReluAgain", inputs, [between], domain=DOMAIN, **given | {"out_halo": 0})
-    window: dict[str, Any] = {
-        "kernel_h": 2,
-        "kernel_w": 2,
-        "stride": 2,
-        "pad": 0,
-        "in_halo": 0,
-        "out_halo": 0,
-    }
+    window: dict[str, Any] = {**FUSED_WINDOW, "in_halo": 0, "out_halo": 0}
     window |= {name: given[name] for name in ("in_height", "in_width")}
     outputs = [f"{between}/pooled", f"{between}/places"]
     return relu, helper.make_node("MaxPool", [between], outputs, domain=DOMAIN, **window)

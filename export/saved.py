@@ -46,7 +46,13 @@ NORM_INPUT = {"BatchNormReluAgain": 0}
 
 
 def compress(step: onnx.ModelProto, is_half: bool) -> onnx.ModelProto:
-    """Return the step graph with saved activations, exact or with values at half precision."""
+    """Return the step graph with saved activations, exact or with values at half precision.
+
+    Raises:
+        ValueError: half precision, and the graph has fused maxima: rounded values could have others.
+    """
+    if is_half and any(node.op_type == "BatchNormReluMaxPool" for node in step.graph.node):
+        raise ValueError("fused maxima would be found again from rounded values: fuse without pools")
     made = onnx.ModelProto()
     made.CopyFrom(step)
     saver = _Saver(made, "Half" if is_half else "")

@@ -144,12 +144,12 @@ struct LaneProduct {
     float factor;
 };
 
-// What follows the normalization within the same op. ADD_RELU adds another tensor of y's geometry first; RELU_MAX_POOL takes
-// the largest of each 2x2 pixels.
+// What follows the normalization within the same op. ADD_RELU adds another tensor of y's geometry first;
+// RELU_MAX_POOL takes the largest of each 2x2 pixels.
 enum class After { NOTHING, RELU, ADD_RELU, RELU_MAX_POOL };
 
-// Batch normalization, one channel at a time. The geometries are the same but for the halo, and for y's half height and width
-// under RELU_MAX_POOL.
+// Batch normalization, one channel at a time. The geometries are the same but for the halo, and for y's half
+// height and width under RELU_MAX_POOL.
 struct BatchNorm {
     Blocked x;
     Blocked y;   // also of dy, and of what is added

@@ -178,7 +178,8 @@ struct BatchNormReluAgain {
     NormAttributes attributes;
 };
 
-// Inputs behind count: bias where the ReLU's side follows from x, y under ADD_RELU, then the other gradient where dy is a sum.
+// Inputs behind count: bias where the ReLU's side follows from x, y under ADD_RELU, then the other gradient
+// where dy is a sum.
 template <After AFTER, bool IS_SUM>
 struct Backward {
     explicit Backward(const Attributes& a)

@@ -16,7 +16,7 @@ from edge_client.ort import MODULE, PORTABLE, session_options
 from edge_client.runtime import COMPRESSED, FULL, HALF, open_runtime
 from export.export import export_model, export_module
 from export.parity import differences, feeds, random_mask
-from export.saved import unpruned
+from export.saved import compress, unpruned
 from protocol import artifact as artifacts
 from protocol.artifact import STEP, STEP_COMPRESSED, STEP_HALF
 from protocol.errors import ArtifactError, RuntimeMissing
@@ -81,6 +81,15 @@ def test_half_precision_moves_gradients_by_less_than_its_rounding(name, shape, f
     found = {d.tensor: d.relative for d in differences(half, expected)}
     assert half["loss"] == plain["loss"]
     assert 1e-6 < max(found.values()) < 1e-3, found
+
+
+def test_maxima_are_not_found_again_from_rounded_values(folder):
+    made = folder("cnn", (1, 8, 8))
+    step, half = (onnx.load(made / name) for name in (STEP, STEP_HALF))
+    assert any(node.op_type == "BatchNormReluMaxPool" for node in step.graph.node)
+    assert any(node.op_type == "MaxPool" for node in half.graph.node)
+    with pytest.raises(ValueError, match="rounded values"):
+        compress(step, True)
 
 
 def test_every_waiting_activation_of_a_residual_network_is_saved(folder):
