@@ -76,22 +76,26 @@ def a_runtime(folder, step_time_s: float):
 
 def test_a_step_of_ten_times_the_limit_is_stopped_and_the_next_one_runs(artifact, fault):
     """The step is the same; the limit is a tenth of what it takes."""
-    folder = artifact("cnn")
-    manifest, free = a_runtime(folder, 0.0)
+    manifest, runtime = a_runtime(artifact("cnn"), 60.0)
     rng = np.random.default_rng(0)
     batch = rng.standard_normal((1024, *manifest.input_shape), dtype=np.float32), np.zeros(1024, np.int64)
-    free.step(batch)
-    begin_s = time.monotonic()
-    expected = free.step(batch)
-    step_s = time.monotonic() - begin_s
-    _, limited = a_runtime(folder, step_s / 10)
-    begin_s = time.monotonic()
-    with pytest.raises(OverBudget, match=r"limits\.step_time_s"):
-        limited.step(batch)
+    watchdog = runtime._watchdog
+    # The quickest of several: whatever else runs here makes a step longer, none shorter.
+    whole, stopped = [], []
+    for _ in range(5):
+        begin_s = time.monotonic()
+        expected = runtime.step(batch)
+        whole.append(time.monotonic() - begin_s)
+    watchdog.limit_s = min(whole) / 10
+    for _ in range(5):
+        begin_s = time.monotonic()
+        with pytest.raises(OverBudget, match=r"limits\.step_time_s"):
+            runtime.step(batch)
+        stopped.append(time.monotonic() - begin_s)
     # It ends before the next node: in a fraction of what the whole step takes.
-    assert time.monotonic() - begin_s < 0.7 * step_s
-    limited._watchdog.limit_s = 60.0
-    assert limited.step(batch) == expected
+    assert min(stopped) < 0.7 * min(whole)
+    watchdog.limit_s = 60.0
+    assert runtime.step(batch) == expected
     fault(28).trials = 1
 
 
