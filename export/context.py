@@ -3,7 +3,7 @@
 Every activation of a traced graph has up to two forms in the converted one:
 
     plain     [N, C, H, W], [N, T, D] or [N, F], under its own name: what standard operators take
-    blocked   [N/16, C, H + 2 * halo, W + 2 * halo, 16], as "<name>/blocked": what our ops take
+    blocked   kernels/blocked.h, as "<name>/blocked": what our ops take
 
 Whoever asks for the form that a tensor does not have yet gets a Pack or an Unpack before it, once.
 Tokens [N, T, D] are maps of D channels and one row of T pixels, so a linear layer on tokens is a 1x1

@@ -3,7 +3,7 @@
 In the result
 - a prunable weight is a vector of stored values, with its indices as a plain graph input
   "<weight>.indices": a new mask needs no new graph;
-- activations are blocked [N/16, C, H + 2*halo, W + 2*halo, 16] from Pack to Unpack, nothing in
+- activations are blocked (kernels/blocked.h) from Pack to Unpack, nothing in
   between is re-ordered;
 - the logits are divided by the scalar input "temperature": 1 in training, 200 in GraSP's scoring;
 - each batch norm also returns the batch's mean and variance as "<statistic>.batch".

@@ -231,8 +231,8 @@ def _taken_apart(node: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.NodeProto]:
 
 
 def _unblocked(blocked: npt.NDArray[Any], halo: int) -> npt.NDArray[Any]:
-    """[B, C, H + 2 * halo, W + 2 * halo, 16] -> [16 * B, C, H, W]; the last examples are padding."""
-    inner = blocked[:, :, halo : blocked.shape[2] - halo, halo : blocked.shape[3] - halo]
+    """Blocked maps with a halo (kernels/blocked.h) -> [16 * B, C, H, W]; the last examples are padding."""
+    inner = blocked[:, : blocked.shape[1] - (halo > 0), halo:, halo:]
     return inner.transpose(0, 4, 1, 2, 3).reshape(-1, *inner.shape[1:4])
 
 

@@ -92,8 +92,7 @@ struct GroupNormOp {
         const auto x = s.input(0, 5);
         const auto in = s.attribute("in_halo"), out = s.attribute("out_halo"), groups = s.attribute("groups");
         if (!x || !in || !out || !groups) return;
-        const int64_t by = 2 * (*out - *in);
-        s.set(0, {(*x)[0], (*x)[1], grown((*x)[2], by), grown((*x)[3], by), known(LANES)});
+        s.set(0, maps_of(*x, *in).with(*out));
         s.set(1, {(*x)[0], known(*groups), known(LANES)});
         s.set(2, {(*x)[0], known(*groups), known(LANES)});
     }

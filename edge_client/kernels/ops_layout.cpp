@@ -89,8 +89,7 @@ int64_t rank_of(const Attributes& a) { return a.integer_or("rank", RANK_MIN, RAN
 void infer_blocked(ShapeContext& s, const std::optional<int64_t>& halo) {
     if (const auto x = s.input(0, 4)) {
         if (!halo) return;
-        s.set(0, {blocks_of((*x)[0]), (*x)[1], grown((*x)[2], 2 * *halo), grown((*x)[3], 2 * *halo),
-                  known(LANES)});
+        s.set(0, MapDims{blocks_of((*x)[0]), (*x)[1], (*x)[2], (*x)[3]}.with(*halo));
     } else if (const auto tokens = s.input(0, 3)) {
         s.set(0, {blocks_of((*tokens)[0]), (*tokens)[2], known(1), (*tokens)[1], known(LANES)});
     } else if (const auto vectors = s.input(0, 2)) {
@@ -102,7 +101,8 @@ void infer_plain(ShapeContext& s, int64_t halo, int64_t rank) {
     const auto x = s.input(0, 5);
     if (!x) return;
     const Dim n = examples_of((*x)[0]);
-    if (rank == 4) s.set(0, {n, (*x)[1], grown((*x)[2], -2 * halo), grown((*x)[3], -2 * halo)});
+    const MapDims maps = maps_of(*x, halo);
+    if (rank == 4) s.set(0, {n, maps.channels, maps.height, maps.width});
     if (rank == 3) s.set(0, {n, (*x)[3], (*x)[1]});
     if (rank == 2) s.set(0, {n, (*x)[1]});
 }
@@ -244,7 +244,7 @@ struct FlattenGrad {
         const auto c = s.attribute("channels"), halo = s.attribute("in_halo");
         const auto h = s.attribute("in_height"), w = s.attribute("in_width");
         if (!dy || !c || !halo || !h || !w) return;
-        s.set(0, {(*dy)[0], known(*c), known(*h + 2 * *halo), known(*w + 2 * *halo), known(LANES)});
+        s.set(0, MapDims{(*dy)[0], known(*c), known(*h), known(*w)}.with(*halo));
     }
 
     MapAttributes attributes;

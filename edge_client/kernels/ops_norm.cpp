@@ -37,10 +37,6 @@ struct NormAttributes {
         require(in.height % pooled == 0 && in.width % pooled == 0, "a map of odd height or width under 2x2 windows");
         return {in, map_of(pooled, out_halo), map_of(1, grad_halo), examples_of(count, in.blocks), after};
     }
-
-    static Dims with_halo(const Dims& x, int64_t from, int64_t to) {
-        return {x[0], x[1], grown(x[2], 2 * (to - from)), grown(x[3], 2 * (to - from)), known(LANES)};
-    }
 };
 
 int64_t values_per_channel(const BatchNorm& call) { return call.num_examples * call.x.height * call.x.width; }
@@ -113,9 +109,12 @@ struct Forward {
         if (!x) return;
         const auto in = s.attribute("in_halo"), out = s.attribute("out_halo");
         if (!in || !out) return;
-        if (AFTER != After::RELU_MAX_POOL) return s.set(0, NormAttributes::with_halo(*x, *in, *out));
-        const auto pooled = [&](const Dim& dim) { return window_dim(dim, *in, 2, 2, 0, *out); };
-        s.set(0, {(*x)[0], (*x)[1], pooled((*x)[2]), pooled((*x)[3]), known(LANES)});
+        MapDims y = maps_of(*x, *in);
+        if (AFTER == After::RELU_MAX_POOL) {
+            y.height = window_dim(y.height, 2, 2, 0);
+            y.width = window_dim(y.width, 2, 2, 0);
+        }
+        s.set(0, y.with(*out));
     }
 
     NormAttributes attributes;
@@ -239,7 +238,7 @@ struct Backward {
         const auto x = s.input(1, 5);
         if (!x) return;
         const auto in = s.attribute("in_halo"), grad = s.attribute("grad_halo");
-        if (in) s.set(0, NormAttributes::with_halo(*x, *in, grad ? *grad : *in));
+        if (in) s.set(0, maps_of(*x, *in).with(grad ? *grad : *in));
     }
 
     // The geometry of the other gradient: y's, or where a strided convolution met it (SparseConvGrad's dx_step).

@@ -57,20 +57,21 @@ Shape argmax_shape(const Pool& pool) {
 void infer_pool(ShapeContext& s, size_t output, bool with_halo) {
     const auto x = s.input(0, 5);
     const auto kh = s.attribute("kernel_h"), kw = s.attribute("kernel_w");
-    const auto stride = s.attribute("stride"), pad = s.attribute("pad"), out = s.attribute("out_halo");
+    const auto stride = s.attribute("stride"), pad = s.attribute("pad");
+    const auto in = s.attribute("in_halo"), out = s.attribute("out_halo");
     const auto h = s.attribute("in_height"), w = s.attribute("in_width");
-    if (!x || !kh || !kw || !stride || !pad || !out || !h || !w || *stride < 1) return;
-    const int64_t halo = with_halo ? *out : 0;
-    s.set(output, {(*x)[0], (*x)[1], window_dim(known(*h), 0, *kh, *stride, *pad, halo),
-                   window_dim(known(*w), 0, *kw, *stride, *pad, halo), known(LANES)});
+    if (!x || !kh || !kw || !stride || !pad || !in || !out || !h || !w || *stride < 1) return;
+    const MapDims y{(*x)[0], maps_of(*x, *in).channels, window_dim(known(*h), *kh, *stride, *pad),
+                    window_dim(known(*w), *kw, *stride, *pad)};
+    s.set(output, y.with(with_halo ? *out : 0));
 }
 
 // The gradient of the input: blocks and channels of dy, height and width from the attributes.
-void infer_pool_grad(ShapeContext& s) {
+void infer_pool_grad(ShapeContext& s, const std::optional<int64_t>& dy_halo) {
     const auto dy = s.input(0, 5);
     const auto h = s.attribute("in_height"), w = s.attribute("in_width"), halo = s.attribute("in_halo");
-    if (!dy || !h || !w || !halo) return;
-    s.set(0, {(*dy)[0], (*dy)[1], known(*h + 2 * *halo), known(*w + 2 * *halo), known(LANES)});
+    if (!dy || !h || !w || !halo || !dy_halo) return;
+    s.set(0, MapDims{(*dy)[0], maps_of(*dy, *dy_halo).channels, known(*h), known(*w)}.with(*halo));
 }
 
 struct MaxPool {
@@ -116,7 +117,7 @@ struct MaxPoolGrad {
             k.max_pool_grad(pool, dy.as<float>(), argmax.as<uint8_t>(), dx, plane);
         });
     }
-    static void infer(ShapeContext& s) { infer_pool_grad(s); }
+    static void infer(ShapeContext& s) { infer_pool_grad(s, s.attribute("out_halo")); }
 
     PoolAttributes attributes;
 };
@@ -159,7 +160,7 @@ struct AveragePoolGrad {
         context.parallel(num_planes(pool.x),
                          [&](int64_t plane) { k.average_pool_grad(pool, dy.as<float>(), dx, plane); });
     }
-    static void infer(ShapeContext& s) { infer_pool_grad(s); }
+    static void infer(ShapeContext& s) { infer_pool_grad(s, s.attribute("out_halo")); }
 
     PoolAttributes attributes;
     bool count_include_pad;
@@ -191,7 +192,9 @@ struct GlobalAveragePool {
         context.parallel(num_planes(g), [&](int64_t plane) { k.global_average(x.as<float>(), g, y, plane); });
     }
     static void infer(ShapeContext& s) {
-        if (const auto x = s.input(0, 5)) s.set(0, vector_dims((*x)[0], (*x)[1]));
+        const auto x = s.input(0, 5);
+        const auto in = s.attribute("in_halo");
+        if (x && in) s.set(0, vector_dims((*x)[0], maps_of(*x, *in).channels));
     }
 
     MapAttributes attributes;
@@ -214,7 +217,7 @@ struct GlobalAveragePoolGrad {
         context.parallel(num_planes(g),
                          [&](int64_t plane) { k.global_average_grad(dy.as<float>(), dx, g, plane); });
     }
-    static void infer(ShapeContext& s) { infer_pool_grad(s); }
+    static void infer(ShapeContext& s) { infer_pool_grad(s, 0); }
 
     MapAttributes attributes;
 };

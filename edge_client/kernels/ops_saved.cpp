@@ -53,7 +53,7 @@ float kth_magnitude(const float* x, const Blocked& g, int64_t num_examples, floa
             const int64_t valid = std::min(LANES, num_examples - plane / g.channels * LANES);
             for (int64_t pixel = 0; pixel < g.height * g.width; pixel++) {
                 const float* lanes =
-                    x + plane * g.plane + g.origin + pixel / g.width * g.row + pixel % g.width * LANES;
+                    x + map_of(g, plane) + pixel / g.width * g.row + pixel % g.width * LANES;
                 for (int64_t lane = 0; lane < valid; lane++) {
                     uint32_t bits;
                     std::memcpy(&bits, lanes + lane, sizeof bits);
@@ -219,9 +219,10 @@ struct PruneActivation {
         float* y = context.output(0, x.shape);
         if (float* used = context.output(1, {})) *used = threshold;
         const Kernels& k = kernels();
-        const int64_t plane = g.plane;
-        each_plane(context, g,
-                   [&](int64_t p) { k.prune(x.as<float>(), threshold, y, p * plane, (p + 1) * plane); });
+        const Blocked all = blocked_of(x, 0);  // with the halo as if it were pixels
+        each_plane(context, all, [&](int64_t plane) {
+            k.prune(x.as<float>(), threshold, y, plane * all.plane, (plane + 1) * all.plane);
+        });
     }
 
     static void infer(ShapeContext& s) { s.set(1, {}); }

@@ -131,8 +131,9 @@ struct SparseConv {
         const auto stride = s.attribute("stride"), pad = s.attribute("pad");
         const auto in = s.attribute("in_halo"), out = s.attribute("out_halo");
         if (!x || !k || !kh || !kw || !stride || !pad || !in || !out || *stride < 1) return;
-        s.set(0, {(*x)[0], known(*k), window_dim((*x)[2], *in, *kh, *stride, *pad, *out),
-                  window_dim((*x)[3], *in, *kw, *stride, *pad, *out), known(LANES)});
+        const MapDims from = maps_of(*x, *in);
+        const Dim height = window_dim(from.height, *kh, *stride, *pad), width = window_dim(from.width, *kw, *stride, *pad);
+        s.set(0, MapDims{from.blocks, known(*k), height, width}.with(*out));
     }
 
     ConvAttributes conv;
@@ -157,8 +158,10 @@ void infer_gradients(ShapeContext& s) {
     if (!step || *step == 1) return s.set(0, *x);
     const auto in = s.attribute("in_halo");
     if (!in) return;
-    s.set(0, {(*x)[0], (*x)[1], window_dim((*x)[2], *in, 1, *step, 0, 0),
-              window_dim((*x)[3], *in, 1, *step, 0, 0), known(LANES)});
+    MapDims met = maps_of(*x, *in);
+    met.height = window_dim(met.height, 1, *step, 0);
+    met.width = window_dim(met.width, 1, *step, 0);
+    s.set(0, met.with(0));
 }
 
 constexpr Port GRADIENT_INPUTS[] = {{"dy", F32}, {"x", F32}, {"values", F32}, {"indices", I32}};

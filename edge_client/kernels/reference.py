@@ -3,10 +3,10 @@
 Each function takes the inputs of the op in the order of its schema, its attributes by name, and
 returns the outputs in order. The compiled kernels must agree with it; nothing calls it to train.
 
-Activations are "blocked": float32 [B, C, H + 2h, W + 2h, 16], where example n is lane n % 16 of
-block n // 16 and h is a halo of zeros (see blocked.h for the invariants). Vectors are
-[B, F, 1, 1, 16]. Here every lane counts as an example, so an op on blocked tensors is the op on
-[16 B, C, H, W] between `examples` and `blocked`.
+Activations are "blocked": float32 [B, C, H, W, 16], where example n is lane n % 16 of block n // 16;
+with a halo of h zeros, which neighbours share, [B, C + 1, H + h, W + h, 16] (see blocked.h for the
+invariants). Vectors are [B, F, 1, 1, 16]. Here every lane counts as an example, so an op on blocked
+tensors is the op on [16 B, C, H, W] between `examples` and `blocked`.
 """
 
 import numpy as np
@@ -28,17 +28,22 @@ def blocked(x: NDArray[np.floating], halo: int) -> Float:
     """Turn [N, C, H, W] into blocks of 16 examples, with zeros in padding lanes and halo."""
     n, c, h, w = x.shape
     num_blocks = -(-n // LANES)
-    y = np.zeros((num_blocks, c, h + 2 * halo, w + 2 * halo, LANES), np.float32)
+    y = np.zeros((num_blocks, c + (halo > 0), h + halo, w + halo, LANES), np.float32)
+    maps = inner(y, halo)
     for example in range(n):
-        y[example // LANES, :, halo : halo + h, halo : halo + w, example % LANES] = x[example]
+        maps[example // LANES, ..., example % LANES] = x[example]
     return y
+
+
+def inner(x: Float, halo: int) -> Float:
+    """The maps of a blocked tensor, without its halo, as a view [B, C, H, W, 16]."""
+    return x[:, : x.shape[1] - (halo > 0), halo:, halo:]
 
 
 def examples(x: Float, halo: int) -> Double:
     """Turn a blocked tensor into [16 B, C, H, W], padding lanes included, halo cut off."""
-    b, c, h, w, _ = x.shape
-    inner = x[:, :, halo : h - halo, halo : w - halo, :]
-    return inner.transpose(0, 4, 1, 2, 3).reshape(b * LANES, c, h - 2 * halo, w - 2 * halo).astype(np.float64)
+    maps = inner(x, halo)
+    return maps.transpose(0, 4, 1, 2, 3).reshape(-1, *maps.shape[1:4]).astype(np.float64)
 
 
 def pack(x: Float, *, out_halo: int, rank: int = 0) -> tuple[Float, Long]:
@@ -76,7 +81,7 @@ def as_maps(x: Float) -> Float:
 def flatten(
     x: Float, *, channels: int, in_halo: int, in_height: int, in_width: int, tokens: int = 0
 ) -> Float:
-    """[B, C, H + 2h, W + 2h, 16] -> [B, C * H * W, 1, 1, 16], in the order c, h, w.
+    """Blocked maps -> [B, C * H * W, 1, 1, 16], in the order c, h, w.
 
     With tokens = 1 -> [B, C, 1, H * W, 16]: every pixel becomes a token.
     """
@@ -331,10 +336,6 @@ def _valid(x: Float, count: Long) -> NDArray[np.bool_]:
     return np.broadcast_to((example < count[0])[:, None, None, None, :], x.shape)
 
 
-def _inner(x: Float, halo: int) -> Float:
-    return x[:, :, halo : x.shape[2] - halo, halo : x.shape[3] - halo]
-
-
 def save_activation(
     x: Float, count: Long, keep: Float, threshold: Float, *, in_halo: int
 ) -> tuple[NDArray[np.uint16], Long, Float, Float]:
@@ -343,24 +344,25 @@ def save_activation(
     Kept is what is not zero and not below the threshold. With keep < 1 and a negative one, that is the
     k-th largest magnitude of all valid elements, zeros included, k = ceil(max(keep, 1e-7) * size).
     """
-    inner = _inner(x, in_halo)
-    valid = _valid(inner, count)
+    maps = inner(x, in_halo)
+    valid = _valid(maps, count)
     used = np.float32(0.0 if keep >= 1 else threshold)
     if used < 0:
-        magnitudes = np.sort(np.abs(inner[valid]))[::-1]
+        magnitudes = np.sort(np.abs(maps[valid]))[::-1]
         used = magnitudes[int(np.ceil(max(float(keep), 1e-7) * magnitudes.size)) - 1]
-    kept = valid & (inner != 0) & ~(np.abs(inner) < used)
+    kept = valid & (maps != 0) & ~(np.abs(maps) < used)
     bits = (kept * (1 << np.arange(LANES))).sum(axis=-1).astype(np.uint16)
     begin = np.concatenate([[0], np.cumsum(kept.sum(axis=(2, 3, 4)).reshape(-1))])
-    return bits, begin.astype(np.int64), inner[kept], np.array(used, np.float32)
+    return bits, begin.astype(np.int64), maps[kept], np.array(used, np.float32)
 
 
 def restore_activation(bits: NDArray[np.uint16], begin: Long, values: Float, *, out_halo: int) -> Float:
     """What was kept, in its place, with zeros elsewhere."""
     kept = (bits[..., None] >> np.arange(LANES) & 1).astype(bool)
-    inner = np.zeros(kept.shape, np.float32)
-    inner[kept] = values
-    return np.pad(inner, ((0, 0), (0, 0), (out_halo, out_halo), (out_halo, out_halo), (0, 0)))
+    b, c, h, w, _ = kept.shape
+    y = blocked(np.zeros((b * LANES, c, h, w)), out_halo)
+    inner(y, out_halo)[kept] = values
+    return y
 
 
 def halves(x: Float) -> NDArray[np.uint16]:

@@ -1,13 +1,19 @@
 #include "shapes.h"
 
 namespace sparsefleet {
+namespace {
+
+// The plane of zeros that ends a block.
+int64_t last_plane(int64_t halo) { return halo > 0 ? 1 : 0; }
+
+}  // namespace
 
 Blocked make_blocked(int64_t blocks, int64_t channels, int64_t height, int64_t width, int64_t halo) {
     Blocked g{blocks, channels, height, width, halo, 0, 0, 0, 0};
-    g.row = (width + 2 * halo) * LANES;
-    g.plane = (height + 2 * halo) * g.row;
-    g.block = channels * g.plane;
-    g.origin = halo * g.row + halo * LANES;
+    g.row = (width + halo) * LANES;
+    g.plane = (height + halo) * g.row;
+    g.block = (channels + last_plane(halo)) * g.plane;
+    g.origin = halo * (g.row + LANES);
     // Offsets of stored weights are int32; they point anywhere into one block.
     require(g.block <= INT32_MAX, "a block of 16 examples has 2^31 floats or more");
     return g;
@@ -17,10 +23,10 @@ Blocked blocked_of(const Tensor& tensor, int64_t halo) {
     const Shape& s = tensor.shape;
     require(s.size() == 5 && s[4] == LANES,
             std::string(tensor.name) + " has shape " + to_string(s) + ", expected [B, C, H, W, 16]");
-    require(s[1] >= 1 && s[2] > 2 * halo && s[3] > 2 * halo, std::string(tensor.name) + " has shape " +
-                                                                 to_string(s) + ", too small for a halo of " +
-                                                                 std::to_string(halo));
-    return make_blocked(s[0], s[1], s[2] - 2 * halo, s[3] - 2 * halo, halo);
+    require(s[1] > last_plane(halo) && s[2] > halo && s[3] > halo, std::string(tensor.name) + " has shape " +
+                                                                       to_string(s) + ", too small for a halo of " +
+                                                                       std::to_string(halo));
+    return make_blocked(s[0], s[1] - last_plane(halo), s[2] - halo, s[3] - halo, halo);
 }
 
 Blocked vectors_of(const Tensor& tensor) {
@@ -31,7 +37,7 @@ Blocked vectors_of(const Tensor& tensor) {
 }
 
 Shape shape_of(const Blocked& g) {
-    return {g.blocks, g.channels, g.height + 2 * g.halo, g.width + 2 * g.halo, LANES};
+    return {g.blocks, g.channels + last_plane(g.halo), g.height + g.halo, g.width + g.halo, LANES};
 }
 
 int64_t num_planes(const Blocked& g) { return g.blocks * g.channels; }
@@ -75,13 +81,25 @@ Dim examples_of(const Dim& blocks) {
     return Dim{-1, "examples_of_" + s};
 }
 
-Dim window_dim(const Dim& input, int64_t in_halo, int64_t kernel, int64_t stride, int64_t pad,
-               int64_t out_halo) {
-    const int64_t room = input.value - 2 * in_halo + 2 * pad - kernel;
-    return input.value >= 0 && room >= 0 ? known(room / stride + 1 + 2 * out_halo) : Dim{};
+Dim window_dim(const Dim& input, int64_t kernel, int64_t stride, int64_t pad) {
+    const int64_t room = input.value + 2 * pad - kernel;
+    return input.value >= 0 && room >= 0 ? known(room / stride + 1) : Dim{};
 }
 
-Dim grown(const Dim& dim, int64_t by) { return dim.value >= 0 ? known(dim.value + by) : Dim{}; }
+namespace {
+Dim grown(const Dim& dim, int64_t by) {
+    if (by == 0) return dim;
+    return dim.value >= 0 && dim.value + by >= 0 ? known(dim.value + by) : Dim{};
+}
+}  // namespace
+
+Dims MapDims::with(int64_t halo) const {
+    return {blocks, grown(channels, last_plane(halo)), grown(height, halo), grown(width, halo), known(LANES)};
+}
+
+MapDims maps_of(const Dims& blocked, int64_t halo) {
+    return {blocked[0], grown(blocked[1], -last_plane(halo)), grown(blocked[2], -halo), grown(blocked[3], -halo)};
+}
 
 Dims vector_dims(const Dim& blocks, const Dim& features) {
     return {blocks, features, known(1), known(1), known(LANES)};

@@ -26,10 +26,15 @@ int64_t examples_of(const Tensor& count, int64_t blocks);
 Dim known(int64_t value);
 Dim blocks_of(const Dim& num_examples);  // batch -> "ceil(batch/16)"
 Dim examples_of(const Dim& blocks);      // and back
-// The map size behind a window op, with halos: the input has in_halo, the output gets out_halo.
-Dim window_dim(const Dim& input, int64_t in_halo, int64_t kernel, int64_t stride, int64_t pad,
-               int64_t out_halo);
-Dim grown(const Dim& dim, int64_t by);
+// The extent of a map behind a window op.
+Dim window_dim(const Dim& input, int64_t kernel, int64_t stride, int64_t pad);
+// The dimensions of a blocked tensor without what the halo adds to them, and with it.
+struct MapDims {
+    Dim blocks, channels, height, width;
+
+    Dims with(int64_t halo) const;
+};
+MapDims maps_of(const Dims& blocked, int64_t halo);
 Dims vector_dims(const Dim& blocks, const Dim& features);
 
 }  // namespace sparsefleet

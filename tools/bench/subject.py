@@ -56,7 +56,7 @@ class Layer:
     @property
     def pixels(self) -> int:
         """Output pixels of one example: how often each stored weight is multiplied."""
-        halo = 2 * self.attributes.get("out_halo", 0)
+        halo = self.attributes.get("out_halo", 0)
         return math.prod(n - halo for n in self.y_shape[2:4])
 
 
