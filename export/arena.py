@@ -79,9 +79,10 @@ class Arena:
         region_bytes = self._next_region_bytes
         if not has_grown:
             self._next_region_bytes = min(2 * self._next_region_bytes, LARGEST_GROWTH_BYTES)
-        last = self._chunks[-1] if self._chunks else None
-        chunk = _Chunk(last.begin + last.size if last else 0, region_bytes, len(self._written))
-        self._chunks.append(chunk)
+        # The system maps downwards, and of two chunks of one size the arena takes the one at the lower address.
+        below = self._chunks[0].begin if self._chunks else 0
+        chunk = _Chunk(below - region_bytes, region_bytes, len(self._written))
+        self._chunks.insert(0, chunk)
         self._written.append(0)
         self._origin.append(chunk.begin)
         return chunk

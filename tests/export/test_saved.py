@@ -245,6 +245,11 @@ def test_half_precision_takes_less_memory_in_a_deep_network(tmp_path):
     assert memory[STEP_HALF].activations(256) < 0.8 * memory[STEP].activations(256)
 
 
-def test_compression_takes_less_memory_where_outputs_of_relu_wait(folder):
-    memory = artifacts.read(folder("lenet", (1, 28, 28))).memory
+def test_compression_takes_less_memory_where_outputs_of_relu_wait(tmp_path):
+    """In a chain of them; with two, as in LeNet, the last one's tensors are whole at the peak."""
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()]
+    for _ in range(6):
+        layers += [nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
+    module = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 8 * 8, 10))
+    memory = export_module(module, "chain", (3, 8, 8), tmp_path / "a", library_path()).manifest.memory
     assert memory[STEP_COMPRESSED].activations(64) < 0.9 * memory[STEP].activations(64)
