@@ -94,9 +94,9 @@ class Backend:
 def onnx_backend(
     kind: str, library: Path, threads: int, step_time_s: float = 0.0, spin: bool = False
 ) -> Backend:
-    """Return the one of devices; see `open_runtime`."""
+    """Return the one of devices; see `open_runtime`. Its name, which reports carry, says where threads spin."""
     return Backend(
-        f"{installed_package()} {kind}",
+        f"{installed_package()} {kind}{', threads spin' if spin else ''}",
         lambda manifest, folder, saved: open_runtime(
             kind, manifest, folder, library, threads, saved, step_time_s, spin
         ),

@@ -13,7 +13,7 @@ import torch
 
 from edge_client.kernels import library_path
 from edge_client.ort import MODULE, PORTABLE, session_options
-from edge_client.runtime import Runtime, open_runtime
+from edge_client.runtime import Runtime, onnx_backend, open_runtime
 from export import parity
 from export.models import DEFAULT_INPUT_SHAPE, builder
 from protocol import artifact as artifacts
@@ -182,3 +182,4 @@ def test_threads_spin_only_where_asked_and_never_between_steps(spin):
     options = session_options(library_path(), threads=2, spin=spin)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == str(int(spin))
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+    assert onnx_backend(PORTABLE, library_path(), 2, spin=spin).name.endswith(", threads spin") == spin
