@@ -13,6 +13,9 @@ from protocol.lean import import_without_torch
 
 PORTABLE, MODULE = "portable", "module"  # The kinds of runtime (runtime.py).
 TRAINING_PACKAGE = "onnxruntime-training-cpu"
+# Long enough for what lies between two nodes of a step, which took 5 to 10 us on a Xeon, on a core a few times slower.
+SPIN_US = 50
+SPIN_IS_BOUNDED_FROM = (1, 26)  # Older ones spin for a million pauses, 3 to 50 ms, or not at all.
 
 
 def onnxruntime() -> ModuleType:
@@ -63,11 +66,12 @@ def kernel_isa(library: Path) -> str:
 
 
 def session_options(library: Path, threads: int, spin: bool = False) -> Any:
-    """Options for a board: its own thread count, and no spinning unless asked for.
+    """Options for a board: its own thread count, and no long spinning unless asked for.
 
     Pool threads that spin between two nodes of a step are at work sooner: two of them took a sixth less time than two
-    that slept. But they burn joules and starve the neighbours: on two busy cores it cost a factor of 6 to 25 in time.
-    Between steps they sleep in any case.
+    that slept. But without a bound they burn joules and starve the neighbours: on two busy cores it cost a factor of 6
+    to 25 in time. So they spin for SPIN_US, where onnxruntime knows a bound, and not at all where it does not; `spin`
+    takes the bound away. Between steps they sleep in any case (docs/engine.md has what each costs).
 
     And memory that can be foretold (export/liveness.py): nodes run in the order of the file, where by
     default ONNX Runtime may delay what only the backward pass reads; tensors are freed behind their
@@ -80,7 +84,10 @@ def session_options(library: Path, threads: int, spin: bool = False) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    is_bounded = tuple(int(part) for part in ort.__version__.split(".")[:2]) >= SPIN_IS_BOUNDED_FROM
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin or is_bounded else "0")
+    if is_bounded and not spin:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.enable_mem_reuse = False

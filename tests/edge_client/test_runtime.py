@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from edge_client.kernels import library_path
-from edge_client.ort import MODULE, PORTABLE, session_options
+from edge_client.ort import MODULE, PORTABLE, SPIN_US, session_options
 from edge_client.runtime import Runtime, onnx_backend, open_runtime
 from export import parity
 from export.models import DEFAULT_INPUT_SHAPE, builder
@@ -177,9 +177,18 @@ def test_nodes_run_in_the_order_of_the_file(artifact, tmp_path):
     assert ran == [node.name for node in step.graph.node]
 
 
+@pytest.mark.parametrize("version", ["1.19.2", "1.25.1", "1.26.0", "1.31.1", "2.0.0"])
 @pytest.mark.parametrize("spin", [False, True])
-def test_threads_spin_only_where_asked_and_never_between_steps(spin):
+def test_threads_spin_without_a_bound_only_where_asked_and_never_between_steps(spin, version, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "__version__", version)
     options = session_options(library_path(), threads=2, spin=spin)
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == str(int(spin))
+    is_bounded = version not in ("1.19.2", "1.25.1")
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == str(int(spin or is_bounded))
+    duration = "session.intra_op.spin_duration_us"
+    if is_bounded and not spin:
+        assert options.get_session_config_entry(duration) == str(SPIN_US)
+    else:
+        with pytest.raises(RuntimeError, match=duration):
+            options.get_session_config_entry(duration)
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
     assert onnx_backend(PORTABLE, library_path(), 2, spin=spin).name.endswith(", threads spin") == spin
