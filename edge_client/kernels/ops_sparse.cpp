@@ -132,8 +132,9 @@ struct SparseConv {
         const auto in = s.attribute("in_halo"), out = s.attribute("out_halo");
         if (!x || !k || !kh || !kw || !stride || !pad || !in || !out || *stride < 1) return;
         const MapDims from = maps_of(*x, *in);
-        const Dim height = window_dim(from.height, *kh, *stride, *pad), width = window_dim(from.width, *kw, *stride, *pad);
-        s.set(0, MapDims{from.blocks, known(*k), height, width}.with(*out));
+        const MapDims y{from.blocks, known(*k), window_dim(from.height, *kh, *stride, *pad),
+                        window_dim(from.width, *kw, *stride, *pad)};
+        s.set(0, y.with(*out));
     }
 
     ConvAttributes conv;
