@@ -9,13 +9,16 @@ int64_t last_plane(int64_t halo) { return halo > 0 ? 1 : 0; }
 }  // namespace
 
 Blocked make_blocked(int64_t blocks, int64_t channels, int64_t height, int64_t width, int64_t halo) {
+    // Offsets of stored weights are int32; they point anywhere into one block. In floating point, for attributes of a
+    // graph may be so large that their product overflows.
+    const double floats = static_cast<double>(channels + last_plane(halo)) * static_cast<double>(height + halo) *
+                          static_cast<double>(width + halo) * static_cast<double>(LANES);
+    require(floats <= INT32_MAX, "a block of 16 examples has 2^31 floats or more");
     Blocked g{blocks, channels, height, width, halo, 0, 0, 0, 0};
     g.row = (width + halo) * LANES;
     g.plane = (height + halo) * g.row;
     g.block = (channels + last_plane(halo)) * g.plane;
     g.origin = halo * (g.row + LANES);
-    // Offsets of stored weights are int32; they point anywhere into one block.
-    require(g.block <= INT32_MAX, "a block of 16 examples has 2^31 floats or more");
     return g;
 }
 

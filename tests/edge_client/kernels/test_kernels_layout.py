@@ -130,6 +130,9 @@ def test_wrong_shapes_are_errors(run_op, rng):
         ("which is empty", "Pack", [normal(rng, 3, 0, 5, 5)], {"out_halo": 0}),
         ("the halo must be 0 for tokens and vectors", "Pack", [normal(rng, 3, 5)], {"out_halo": 1}),
         ("out_halo is -1, must be 0 to", "Pack", [normal(rng, 3, 5, 2, 2)], {"out_halo": -1}),
+        # Where the product of the dimensions is 0 in 64 bits, and where it is large.
+        (r"2\^31 floats or more", "Pack", [normal(rng, 3, 5, 2, 2)], {"out_halo": 2**31 - 2}),
+        (r"2\^31 floats or more", "Pack", [normal(rng, 3, 5, 2, 2)], {"out_halo": 2**20}),
         ("which is no vector", "Unpack", [vectors.reshape(1, 3, 1, 2, 16), np.array([16])], {}),
         ("which is no row of tokens", "Unpack", [x, np.array([16])], {"rank": 3}),
         ("attribute rank is 5, must be 2 to 4", "Unpack", [x, np.array([16])], {"rank": 5}),
