@@ -21,8 +21,10 @@ from protocol.errors import DataError
 Array = npt.NDArray[Any]
 
 # NumPy reads an array's header by ast.literal_eval, and CPython 3.11 counts the depth of what it parses for all threads
-# together: two at once now and then end in "SystemError: AST constructor recursion depth mismatch".
+# together: two at once now and then end in "SystemError: AST constructor recursion depth mismatch". So only one reads;
+# but another may parse for a traceback that it logs, and then reading is tried again.
 _one_at_a_time = threading.Lock()
+ATTEMPTS = 20
 
 
 def read_arrays(path: Path, max_bytes: int, only: Sequence[str] | None = None) -> dict[str, Array]:
@@ -40,11 +42,20 @@ def read_arrays(path: Path, max_bytes: int, only: Sequence[str] | None = None) -
             total = sum(info.file_size for info in members.values())
             if total > max_bytes:
                 raise DataError(f"{path} holds {total} bytes; at most {max_bytes} are read")
-            return {name: _array(archive, info, path) for name, info in members.items()}
+            return {name: _read(archive, info, path) for name, info in members.items()}
     except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
         raise DataError(f"{path} cannot be read as .npz: {error}") from error
     except (zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is not an .npz file, or is damaged: {error}") from error
+
+
+def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Array:
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return _array(archive, info, path)
+        except SystemError:
+            continue
+    return _array(archive, info, path)
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Array:

@@ -1,5 +1,7 @@
 """Arrays are read by several threads at once, as a simulation's clients do."""
 
+import ast
+import contextlib
 import sys
 import threading
 from pathlib import Path
@@ -53,3 +55,27 @@ def test_threads_may_read_at_once(tmp_path: Path, threads_alternate: None) -> No
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_arrays_are_read_while_another_thread_parses_for_a_traceback(
+    tmp_path: Path, threads_alternate: None
+) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, x=np.arange(6).reshape(2, 3))
+    is_over = threading.Event()
+
+    def parse() -> None:
+        while not is_over.is_set():
+            Cycle()
+            with contextlib.suppress(SystemError):  # The bug is the interpreter's.
+                ast.parse("a[b] + c(d)")
+
+    thread = threading.Thread(target=parse)
+    thread.start()
+    try:
+        for _ in range(3000):
+            Cycle()
+            assert read_arrays(path, 1000)["x"][1, 2] == 5
+    finally:
+        is_over.set()
+        thread.join()
