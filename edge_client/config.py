@@ -65,9 +65,7 @@ class ClientConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     # How activations wait for the backward pass; all but "full" trade time for memory (docs/memory.md).
     saved_activations: Literal["full", "compressed", "half"] = FULL  # type: ignore[assignment]
     threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0  # 0: as the device profile recommends.
-    spin: bool = (
-        False  # Threads wait awake without a bound: for boards that do nothing else (docs/engine.md).
-    )
+    spin: bool = False  # Threads wait for each other awake without a bound: docs/engine.md.
     # Tasks that need more are refused. 0: as the device profile says; what is available is never exceeded.
     memory_budget_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
     energy: str = "auto"  # Or a source by name: edge_client/energy/choose.py.

@@ -13,7 +13,7 @@ from protocol.lean import import_without_torch
 
 PORTABLE, MODULE = "portable", "module"  # The kinds of runtime (runtime.py).
 TRAINING_PACKAGE = "onnxruntime-training-cpu"
-# Long enough for what lies between two nodes of a step, which took 5 to 10 us on a Xeon, on a core a few times slower.
+# Longer than what lies between two nodes of a step: on a Xeon 5 us gained little, 10 most, 20 all. Boards are slower.
 SPIN_US = 50
 SPIN_IS_BOUNDED_FROM = (1, 26)  # Older ones spin for a million pauses, 3 to 50 ms, or not at all.
 

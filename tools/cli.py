@@ -316,7 +316,7 @@ def _client(commands: Subparsers) -> None:  # type: ignore[valid-type]
     parser.add_argument("--runtime", choices=["portable", "module"])
     parser.add_argument("--threads", type=int)
     parser.add_argument(
-        "--spin", action="store_true", default=None, help="threads wait for each other awake without a bound"
+        "--spin", action="store_true", default=None, help="threads wait awake without a bound"
     )
     parser.add_argument("--saved-activations", choices=["full", "compressed", "half"])
     parser.add_argument("--memory-budget-mb", type=int, help="refuse tasks that need more; 0: by profile")

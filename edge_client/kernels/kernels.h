@@ -221,7 +221,7 @@ struct Kernels {
     void (*dense_grad)(const DenseGrad&, int64_t row_group);
     // Sum of dy over pixels, lanes and blocks.
     float (*channel_sum)(const float* dy, const Blocked&, int64_t channel);
-    // Write zeros to the halo of a plane.
+    // Write zeros to the halo of a plane: for all planes of a block, to all of it (isa/layout.inc).
     void (*zero_halo)(float* y, const Blocked&, int64_t plane);
 
     // x has N plain examples (vectors: H = W = 1); fills one plane of y, padding lanes and halo with zeros.

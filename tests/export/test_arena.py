@@ -86,3 +86,15 @@ def test_a_tensor_dies_behind_its_last_reader():
     # Without the last reader a dies with b's birth, and c takes its place.
     del model.graph.node[4]
     assert resident_bytes(model, dict.fromkeys("abcd", 64 * kb)) == 2 * 64 * kb
+
+
+def test_of_two_equal_regions_the_second_is_filled_first_by_the_next_step():
+    """The system maps it below the first one, and best fit takes the lower of two chunks of one size."""
+    arena, region = Arena(), 2 * FIRST_REGION_BYTES
+    large, less = region - 1024, region - 4096
+    chunks = [arena.allocate(large), arena.allocate(less)]
+    assert arena.resident_bytes == large + less
+    for chunk in chunks:
+        arena.free(chunk)
+    arena.allocate(large)
+    assert arena.resident_bytes == 2 * large
