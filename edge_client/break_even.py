@@ -1,5 +1,6 @@
 """From which density on a layer runs on the dense kernels: a library's guess, or this device's figure.
 
+Two densities, as Winograd's algorithm is worth it earlier, for layers that it suits (3x3, stride 1, maps of 8x8 or so).
 The library decides layer by layer whenever a mask changes. It brings a guess for each instruction set;
 `sparsefleet bench calibrate --state FOLDER` measures, and the client with that state folder uses what
 was found. Not measured at every start, because sparse and dense kernels round differently: a density
@@ -29,20 +30,21 @@ class BreakEven(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     isa: str
     threads: int
     model: str
+    winograd_from: float = 0.0  # Files of older versions lack it: the library's guess.
 
 
-def current(library: Path) -> float:
-    """Return the density from which on layers run dense in this process."""
+def current(library: Path) -> tuple[float, float]:
+    """Return the densities from which on layers run dense in this process, and by Winograd's algorithm."""
+    found = ctypes.c_double(), ctypes.c_double()
+    ctypes.CDLL(str(library)).sparsefleet_break_even(*map(ctypes.byref, found))
+    return found[0].value, found[1].value
+
+
+def use(library: Path, dense_from: float, winograd_from: float) -> None:
+    """Set them for this process, from the next step on; 0 is the library's own guess."""
     loaded = ctypes.CDLL(str(library))
-    loaded.sparsefleet_dense_from.restype = ctypes.c_double
-    return float(loaded.sparsefleet_dense_from())
-
-
-def use(library: Path, dense_from: float) -> None:
-    """Set it for this process, from the next step on; 0 is the library's own guess."""
-    loaded = ctypes.CDLL(str(library))
-    loaded.sparsefleet_set_dense_from.argtypes = [ctypes.c_double]
-    loaded.sparsefleet_set_dense_from(dense_from)
+    loaded.sparsefleet_set_break_even.argtypes = [ctypes.c_double] * 2
+    loaded.sparsefleet_set_break_even(dense_from, winograd_from)
 
 
 def save(state: Path, found: BreakEven) -> Path:
@@ -67,13 +69,13 @@ def apply(library: Path, state: Path) -> str:
             found = msgspec.json.decode(path.read_bytes(), type=BreakEven)
         except msgspec.MsgspecError as error:
             raise DataError(f"{path} is damaged ({error}); remove it, or calibrate again") from error
-        if not (math.isfinite(found.dense_from) and 0.0 < found.dense_from <= NEVER):
-            raise DataError(
-                f"{path} says {found.dense_from}, which is no density; remove it, or calibrate again"
-            )
+        for density in (found.dense_from, found.winograd_from):
+            if not (math.isfinite(density) and 0.0 <= density <= NEVER):
+                raise DataError(f"{path} says {density}, which is no density; remove it, or calibrate again")
         if found.isa == isa:
-            use(library, found.dense_from)
+            use(library, found.dense_from, found.winograd_from)
             source = "calibrated"
         else:
             source = f"default; {path.name} is for {found.isa}"
-    return f"{isa}, dense from {current(library):.2f} ({source})"
+    dense_from, winograd_from = current(library)
+    return f"{isa}, dense from {dense_from:.2f}, Winograd from {winograd_from:.2f} ({source})"

@@ -5,6 +5,7 @@ Training's peak is the sum of what is resident at once:
     process       Python, NumPy, onnxruntime and this client, before anything is loaded
     session       the step graph in onnxruntime's form
     weights       what this client, its optimizer and the kernels' plans keep of each stored weight
+    scratch       what dense 3x3 layers need while they run; the widest need not be one of those
     activations   from the manifest: found at export for each number of blocks (export/liveness.py)
     examples      the client's own, and one batch of them
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from protocol.artifact import STEP, Manifest
+from protocol.artifact import BLOCK_EXAMPLES, STEP, Manifest
 from protocol.errors import OutOfMemory
 
 # Measured, not counted: stock onnxruntime 1.31.1 (1.19.2), Python 3.11, x86-64 Linux: 67 MB (73), and 10 for the
@@ -42,6 +43,12 @@ MASKED_WEIGHT_BYTES = {
 }
 
 
+# What the thread keeps that runs layers by Winograd's algorithm (edge_client/kernels/winograd.cpp): 36 floats for each
+# weight of the widest layer's block of rows, for each input of some tiles and for each output.
+WINOGRAD_PLACES, WINOGRAD_ROWS, WINOGRAD_EXAMPLES = 36, 128, 6 * BLOCK_EXAMPLES
+WINOGRAD_DENSITY = 0.2  # Below the guesses of all instruction sets (break_even.py).
+
+
 @dataclass(frozen=True)
 class Plan:
     """Bytes at the peak, by what takes them."""
@@ -49,6 +56,7 @@ class Plan:
     process_bytes: int
     session_bytes: int
     weight_bytes: int
+    scratch_bytes: int
     activation_bytes: int
     example_bytes: int
 
@@ -86,9 +94,18 @@ def plan(
         process_bytes=PROCESS_BYTES,
         session_bytes=SESSION_BYTES + NODE_BYTES * found.num_nodes,
         weight_bytes=nnz * (each + 4 * method_floats),
+        scratch_bytes=_scratch_bytes(manifest, nnz),
         activation_bytes=math.ceil(ACTIVATION_MARGIN * found.activations(batch_size)),
         example_bytes=4 * math.prod(manifest.input_shape) * (num_examples + batch_size),
     )
+
+
+def _scratch_bytes(manifest: Manifest, nnz: int) -> int:
+    if nnz < WINOGRAD_DENSITY * manifest.layout.size:
+        return 0
+    channels = max((max(p.shape[:2]) for p in manifest.layout.pieces if p.shape[2:] == (3, 3)), default=0)
+    rows = min(channels, WINOGRAD_ROWS)
+    return 4 * WINOGRAD_PLACES * (rows * channels + (rows + channels) * WINOGRAD_EXAMPLES)
 
 
 def afford(planned: Plan | None, budget_bytes: int) -> None:

@@ -45,7 +45,7 @@ const Kernels& choose() {
     throw OpError(std::string("SPARSEFLEET_ISA=") + wanted + " is not available here; available: " + names);
 }
 
-std::atomic<double> calibrated{0.0};  // 0: not set
+std::atomic<double> calibrated_dense{0.0}, calibrated_winograd{0.0};  // 0: not set
 
 }  // namespace
 
@@ -55,20 +55,30 @@ const Kernels& kernels() {
 }
 
 double dense_from() {
-    const double density = calibrated;
+    const double density = calibrated_dense;
     return density > 0.0 ? density : kernels().dense_from;
+}
+
+double winograd_from() {
+    const double density = calibrated_winograd;
+    return density > 0.0 ? density : kernels().winograd_from;
 }
 
 }  // namespace sparsefleet
 
-// The density from which on layers run dense; 0 if SPARSEFLEET_ISA names what is not available.
-SPARSEFLEET_EXPORT double sparsefleet_dense_from() {
+// The densities from which on layers run dense, and those that Winograd's algorithm suits by that; 0 if SPARSEFLEET_ISA
+// names what is not available.
+SPARSEFLEET_EXPORT void sparsefleet_break_even(double* dense_from, double* winograd_from) {
+    *dense_from = *winograd_from = 0.0;
     try {
-        return sparsefleet::dense_from();
+        *dense_from = sparsefleet::dense_from();
+        *winograd_from = sparsefleet::winograd_from();
     } catch (const sparsefleet::OpError&) {
-        return 0.0;
     }
 }
 
-// For the whole process, from the next call of an op on. Above 1: never dense; 0: back to the default.
-SPARSEFLEET_EXPORT void sparsefleet_set_dense_from(double density) { sparsefleet::calibrated = density; }
+// For the whole process, from the next call of an op on. Above 1: never; 0: back to the default.
+SPARSEFLEET_EXPORT void sparsefleet_set_break_even(double dense_from, double winograd_from) {
+    sparsefleet::calibrated_dense = dense_from;
+    sparsefleet::calibrated_winograd = winograd_from;
+}

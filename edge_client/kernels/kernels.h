@@ -110,6 +110,7 @@ struct Dense {
     float* y;
     Triple y_stride;
     int64_t y_row;
+    bool adds;  // to what is in y, instead of bias
 };
 
 // d_value[row, tap] = sum over pixels and lanes of dy[pixel, row] * x[pixel + offset[tap]]. A row group
@@ -124,6 +125,35 @@ struct DenseGrad {
     Triple dy_stride;
     int64_t dy_row;
     float* d_value;
+};
+
+// The weights of a 3x3 convolution in the form that isa/winograd.inc multiplies: u[row, place, channel], with 36 places.
+// Those of row and channel begin at value[row * row_step + channel * channel_step].
+struct WinogradWeights {
+    int64_t channels;
+    const float* value;
+    int64_t row_step, channel_step;
+    bool is_turned;  // each by half a turn, as the input gradient needs them
+    float* u;        // of a gradient: channels filled up to a multiple of 16
+};
+
+// Some tiles of 4x4 pixels of a 3x3 convolution of stride 1, in three phases: x and the result go through buffers of 36
+// places for each tile.
+struct Winograd {
+    Blocked source, target;
+    int64_t rows;  // some of the target's channels
+    int64_t first_tile, num_tiles;
+    int64_t room;           // for so many tiles in of_x and of_y
+    int64_t step;           // floats from one channel or row to the next there
+    const int32_t* offset;  // of an entry of the products' sums in of_x: a channel, or an example of the gradient
+    const int32_t* place;   // and in u, or in of_y
+    int64_t tap_block;      // so many channels of these tiles fit L1
+    const float* bias;      // one per row, or null
+    const float* x;         // what the window of y's first pixel begins with
+    float* y;               // the first pixel of the first row; of a gradient dy
+    float* of_x;            // [channel, place, tile, 16]; of a gradient [16 channels, place, tile, 16, 16], 16 steps apart
+    float* of_y;            // [row, place, tile, 16]
+    float* u;
 };
 
 // Where a value of one example lies in a plain tensor, in floats: [C, H, W] has (H * W, 1), tokens [T, D]
@@ -213,12 +243,25 @@ struct Kernels {
     int64_t one_set_pixels;       // tiles of spmm with so many pixels or more add a row's entries in one order
     int64_t sddmm_pixels;  // largest tile area of sddmm
     int64_t dense_pixels;  // and of dense
+    int64_t winograd_tiles;  // so many tiles of Winograd's go together
     double dense_from;     // a layer of so high a density usually runs faster dense
+    double winograd_from;  // and one that Winograd's algorithm suits, by that
 
     void (*spmm)(const Spmm&, int64_t chunk);
     void (*sddmm)(const Sddmm&, int64_t chunk);
     void (*dense)(const Dense&, int64_t chunk);
     void (*dense_grad)(const DenseGrad&, int64_t row_group);
+    // Forward: all channels of x, then all places, then all rows of y. The input gradient is the same with turned weights.
+    void (*winograd_weights)(const WinogradWeights&, int64_t row);
+    void (*winograd_x)(const Winograd&, int64_t channel);
+    void (*winograd_product)(const Winograd&, int64_t place);
+    void (*winograd_y)(const Winograd&, int64_t row);
+    // The weight gradient: all groups of 16 channels of x, all rows of dy, then all places, which tiles from 0 on overwrite
+    // in u and others add to; at last the weights.
+    void (*winograd_grad_x)(const Winograd&, int64_t group);
+    void (*winograd_grad_y)(const Winograd&, int64_t row);
+    void (*winograd_grad)(const Winograd&, int64_t place);
+    void (*winograd_weights_grad)(const WinogradWeights&, float* d_value, int64_t row);
     // Sum of dy over pixels, lanes and blocks.
     float (*channel_sum)(const float* dy, const Blocked&, int64_t channel);
     // Write zeros to the halo of a plane: for all planes of a block, to all of it (isa/layout.inc).
@@ -334,7 +377,9 @@ constexpr int64_t ROOFLINE_SUMS = 32 * LANES;
 // at the first call. Throws OpError if SPARSEFLEET_ISA names one that is not available here.
 const Kernels& kernels();
 
-// From which density on a layer runs dense here: sparsefleet_set_dense_from's, else the table's.
+// From which density on a layer runs dense here, and by Winograd's algorithm where that suits: as sparsefleet_set_break_even
+// says, else the table.
 double dense_from();
+double winograd_from();
 
 }  // namespace sparsefleet

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "winograd.h"
+
 namespace sparsefleet {
 namespace {
 
@@ -98,7 +100,8 @@ void multiply_dense(Context& context, const Pass& pass, int64_t blocks, const fl
                      pass.source_stride,
                      y + pass.target_base,
                      pass.target_stride,
-                     pass.target_row};
+                     pass.target_row,
+                     false};
     context.parallel(chunks_of(tiling), [&](int64_t chunk) { k.dense(call, chunk); });
 }
 
@@ -148,38 +151,59 @@ void weight_gradient_dense(Context& context, const Pass& pass, int64_t blocks, c
     context.parallel(call.row_groups, [&](int64_t group) { k.dense_grad(call, group); });
 }
 
+// All weights, zero where they are not stored; null if all are.
+std::unique_ptr<float[]> filled(const Plan& plan, const float* values) {
+    if (plan.is_full()) return nullptr;
+    const size_t size = static_cast<size_t>(plan.geometry.weight_size());
+    auto full = per_entry(size);
+    std::fill(full.get(), full.get() + size, 0.0f);
+    for (size_t i = 0; i < plan.indices.size(); i++) full[static_cast<size_t>(plan.indices[i])] = values[i];
+    return full;
+}
+
+// The plan may be for more blocks.
+ConvGeometry geometry_of(const Plan& plan, int64_t blocks) {
+    ConvGeometry geometry = plan.geometry;
+    geometry.x.blocks = geometry.y.blocks = blocks;
+    return geometry;
+}
+
 }  // namespace
 
 void multiply(Context& context, const Plan& plan, int64_t blocks, const float* values, const float* bias,
               const float* x, float* y) {
-    if (!plan.is_dense) {
+    if (plan.path == Path::SPARSE) {
         multiply_sparse(context, plan, blocks, values, bias, x, y);
         return;
     }
-    std::unique_ptr<float[]> full;
-    if (!plan.is_full()) {
-        const size_t size = static_cast<size_t>(plan.geometry.weight_size());
-        full = per_entry(size);
-        std::fill(full.get(), full.get() + size, 0.0f);
-        for (size_t i = 0; i < plan.indices.size(); i++) full[static_cast<size_t>(plan.indices[i])] = values[i];
-        values = full.get();
+    const auto full = filled(plan, values);
+    if (full) values = full.get();
+    if (plan.path == Path::WINOGRAD) {
+        const ConvGeometry geometry = geometry_of(plan, blocks);
+        if (geometry.wants_dx != 0) {
+            winograd_input_gradient(context, geometry, values, x, y);
+        } else {
+            winograd_forward(context, geometry, values, bias, x, y);
+        }
+        return;
     }
     for (const Pass& pass : plan.passes) multiply_dense(context, pass, blocks, values, bias, x, y);
 }
 
 void weight_gradient(Context& context, const Plan& plan, int64_t blocks, const float* x, const float* dy,
                      float* d_values) {
-    const Pass& pass = plan.weight_gradient;
-    if (!plan.is_dense) {
-        weight_gradient_sparse(context, pass, blocks, x, dy, d_values);
+    if (plan.path == Path::SPARSE) {
+        weight_gradient_sparse(context, plan.weight_gradient, blocks, x, dy, d_values);
         return;
     }
-    if (plan.is_full()) {
-        weight_gradient_dense(context, pass, blocks, x, dy, d_values);
-        return;
+    const auto full = plan.is_full() ? nullptr : per_entry(static_cast<size_t>(plan.geometry.weight_size()));
+    float* const to = full ? full.get() : d_values;
+    if (plan.path == Path::WINOGRAD) {
+        winograd_weight_gradient(context, geometry_of(plan, blocks), x, dy, to);
+    } else {
+        weight_gradient_dense(context, plan.weight_gradient, blocks, x, dy, to);
     }
-    const auto full = per_entry(static_cast<size_t>(plan.geometry.weight_size()));
-    weight_gradient_dense(context, pass, blocks, x, dy, full.get());
+    if (!full) return;
     over_entries(context, plan.indices.size(), [&](size_t begin, size_t end) {
         for (size_t i = begin; i < end; i++) d_values[i] = full[static_cast<size_t>(plan.indices[i])];
     });

@@ -265,7 +265,7 @@ Pass input_gradient_pass(const ConvGeometry& g, const int32_t* indices, int64_t 
 
 Plan plan_without_passes(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
     check_indices(g, indices, nnz);
-    Plan plan{g, nnz, {}, {}, {}, is_dense(g, nnz)};
+    Plan plan{g, nnz, {}, {}, {}, path_of(g, nnz)};
     if (!plan.is_full()) plan.indices.assign(indices, indices + nnz);
     return plan;
 }
@@ -288,7 +288,8 @@ Tiling Pass::tiling_of(int64_t blocks) const {
 
 Plan forward_plan(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
     Plan plan = plan_without_passes(g, indices, nnz);
-    if (plan.is_dense) {
+    if (plan.path == Path::WINOGRAD) return plan;
+    if (plan.path == Path::DENSE) {
         plan.passes.push_back(dense_forward_pass(g));
         return plan;
     }
@@ -307,15 +308,17 @@ Plan backward_plan(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
         const ConvGeometry of_dx = g.of_dx();
         check_halo(of_dx.x.height, g.y.height, g.kernel_h, of_dx, "height");
         check_halo(of_dx.x.width, g.y.width, g.kernel_w, of_dx, "width");
+        if (plan.path == Path::WINOGRAD) return plan;
         // A phase beyond the map has no pixels; a phase without taps still has zeros to write.
         for (int64_t h = 0; h < std::min(of_dx.stride, of_dx.x.height); h++) {
             for (int64_t w = 0; w < std::min(of_dx.stride, of_dx.x.width); w++) {
-                plan.passes.push_back(plan.is_dense ? dense_input_gradient_pass(of_dx, h, w)
-                                                    : input_gradient_pass(of_dx, indices, nnz, h, w));
+                plan.passes.push_back(plan.path == Path::DENSE ? dense_input_gradient_pass(of_dx, h, w)
+                                                               : input_gradient_pass(of_dx, indices, nnz, h, w));
             }
         }
     }
-    if (plan.is_dense) {
+    if (plan.path == Path::WINOGRAD) return plan;
+    if (plan.path == Path::DENSE) {
         plan.weight_gradient = dense_forward_pass(g);
         return plan;
     }

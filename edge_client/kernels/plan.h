@@ -68,17 +68,19 @@ struct Pass {
     Tiling tiling_of(int64_t blocks) const;  // for as many blocks or fewer
 };
 
-// Whether a layer with so many stored weights runs dense: the others count as zeros then.
-bool is_dense(const ConvGeometry& geometry, int64_t nnz);
+// The kernels that a layer runs on, in all of its passes. Dense ones take the weights that are not stored for zeros.
+enum class Path { SPARSE, DENSE, WINOGRAD };
+
+Path path_of(const ConvGeometry& geometry, int64_t nnz);
 
 struct Plan {
     ConvGeometry geometry;         // what it was made for; fewer blocks will do
     int64_t nnz;
     // An exact copy, unless all weights are stored, which is one mask only, or the array is fixed (fixed_indices.h).
     std::vector<int32_t> indices;
-    std::vector<Pass> passes;      // forward: one; input gradient: one per parity class of the stride
+    std::vector<Pass> passes;      // forward: one; input gradient: one per parity class of the stride; WINOGRAD: none
     Pass weight_gradient;          // gradient only
-    bool is_dense;                 // all of its passes
+    Path path;
     bool is_full() const { return nnz == geometry.weight_size(); }
 };
 
@@ -104,7 +106,7 @@ class PlanCache {
         if (!plan_ || !matches(geometry, indices, nnz, fixed)) {
             plan_ = nullptr;  // free the old one first: on a small board both may not fit
             Plan made = build(geometry, indices, nnz);
-            if (fixed != 0 && !made.is_dense) made.indices = {};
+            if (fixed != 0 && made.path == Path::SPARSE) made.indices = {};
             plan_ = std::make_shared<const Plan>(std::move(made));
         }
         fixed_ = fixed;
@@ -118,7 +120,7 @@ class PlanCache {
         with_its_blocks.x.blocks = with_its_blocks.y.blocks = plan.geometry.x.blocks;
         if (geometry.x.blocks > plan.geometry.x.blocks ||
             std::memcmp(&plan.geometry, &with_its_blocks, sizeof geometry) != 0 || plan.nnz != nnz ||
-            plan.is_dense != is_dense(plan.geometry, nnz)) {
+            plan.path != path_of(plan.geometry, nnz)) {
             return false;
         }
         if (plan.is_full() || (fixed != 0 && fixed == fixed_)) return true;

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "windows.h"
+#include "winograd.h"
 
 namespace sparsefleet {
 namespace {
@@ -41,8 +42,11 @@ int64_t tap_block(const Grid& grid, int64_t taps_h, int64_t taps_w) {
 
 }  // namespace
 
-bool is_dense(const ConvGeometry& g, int64_t nnz) {
-    return g.group == 1 && nnz > 0 && static_cast<double>(nnz) >= dense_from() * static_cast<double>(g.weight_size());
+Path path_of(const ConvGeometry& g, int64_t nnz) {
+    if (g.group != 1 || nnz == 0) return Path::SPARSE;
+    const double density = static_cast<double>(nnz) / static_cast<double>(g.weight_size());
+    if (density >= winograd_from() && suits_winograd(g)) return Path::WINOGRAD;
+    return density >= dense_from() ? Path::DENSE : Path::SPARSE;
 }
 
 Pass dense_forward_pass(const ConvGeometry& g) {

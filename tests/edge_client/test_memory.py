@@ -100,6 +100,16 @@ def test_a_plan_grows_with_what_is_stored_and_with_every_block(artifact):
     assert activations(512) == 2 * activations(256)
 
 
+def test_what_dense_layers_need_while_they_run_counts_where_they_may_be_dense(artifact):
+    manifest = artifacts.read(artifact("resnet8"))  # 256 channels at its widest.
+    scratch = []
+    for density in (0.1, 0.5, 1.0):
+        planned = plan(manifest, round(density * manifest.layout.size), 16)
+        assert planned is not None
+        scratch.append(planned.scratch_bytes)
+    assert scratch[0] == 0 < scratch[1] == scratch[2] < 15e6
+
+
 def test_an_artifact_without_figures_is_not_refused(artifact):
     folder = artifact("lenet")
     fields = json.loads((folder / artifacts.MANIFEST).read_bytes())

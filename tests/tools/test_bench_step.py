@@ -239,11 +239,11 @@ def test_a_rival_trains(rival):
 @pytest.mark.slow
 def test_a_calibration_is_kept_where_the_client_finds_it(tmp_path):
     found = calibrate.measure(1, 0.1)
-    assert 0.4 <= found["dense_from"] <= 1.0
+    assert 0.1 <= found["winograd_from"] <= found["dense_from"] <= 1.0
     assert found["sparse_s"][-1] > found["sparse_s"][0]
     calibrate.keep(tmp_path, found)
     try:
         assert break_even.apply(library_path(), tmp_path).endswith("(calibrated)")
-        assert break_even.current(library_path()) == found["dense_from"]
+        assert break_even.current(library_path()) == (found["dense_from"], found["winograd_from"])
     finally:
-        break_even.use(library_path(), 0.0)
+        break_even.use(library_path(), 0.0, 0.0)

@@ -4,7 +4,8 @@
 //     WIDTH              floats per register
 //     SPMM_PIXELS, SPMM_PIXELS_PAST_L1, SDDMM_PIXELS   tile areas whose sums and operands fit the registers
 //     DENSE_PIXELS, DENSE_ROWS, DENSE_GRAD_ROWS, DENSE_GRAD_TAPS   the same for tiles of dense and dense_grad
-//     DENSE_FROM         the density from which on a layer usually runs faster dense
+//     WINOGRAD_TILES     so many tiles of Winograd's go together
+//     DENSE_FROM, WINOGRAD_FROM   the densities from which on a layer usually runs faster dense
 //
 // Everything but the table is in an unnamed namespace, and no header of the standard library that
 // defines functions is included: an inline function compiled here for AVX-512 and elsewhere for any
@@ -48,6 +49,8 @@ namespace {
 #include "turned.inc"
 #include "dense.inc"
 #include "sddmm.inc"
+#include "winograd_lines.inc"
+#include "winograd.inc"
 
 }  // namespace
 
@@ -59,11 +62,21 @@ const Kernels SPARSEFLEET_TABLE = {
     (ONE_SET_REGISTERS + REGS - 1) / REGS,
     SDDMM_PIXELS,
     DENSE_PIXELS,
+    WINOGRAD_TILES,
     DENSE_FROM,
+    WINOGRAD_FROM,
     spmm,
     sddmm,
     dense,
     dense_grad,
+    winograd_weights,
+    winograd_x,
+    winograd_product,
+    winograd_y,
+    winograd_grad_x,
+    winograd_grad_y,
+    winograd_grad,
+    winograd_weights_grad,
     channel_sum,
     zero_halo,
     pack,

@@ -36,16 +36,26 @@ GEOMETRIES = {
     "two groups": (17, 8, 5, 6, 6, 3, 3, 1, 1, 1, 1, 2),
     "grouped 1x1 strided": (3, 12, 6, 5, 8, 1, 1, 2, 0, 0, 0, 4),
     "patches": (16, 3, 16, 16, 12, 4, 4, 4, 0, 0, 0),
+    "winograd": (33, 16, 8, 8, 16, 3, 3, 1, 1, 1, 1),
+    "winograd ragged": (7, 18, 9, 14, 35, 3, 3, 1, 1, 2, 1),
+    "winograd unpadded": (17, 20, 9, 8, 16, 3, 3, 1, 0, 0, 2),
+    "winograd padded by 2": (16, 16, 6, 6, 17, 3, 3, 1, 2, 2, 0),
+    "winograd, many tiles": (16, 17, 30, 13, 16, 3, 3, 1, 1, 1, 1),
+    "winograd, many channels": (3, 16, 5, 7, 150, 3, 3, 1, 1, 1, 2),
 }
 DENSITIES = (0.0, 0.1, 1.0)
 
 
-@pytest.fixture(autouse=True, params=[break_even.NEVER, 1e-9], ids=["sparse", "dense"])
+@pytest.fixture(
+    autouse=True,
+    params=[(break_even.NEVER, break_even.NEVER), (1e-9, break_even.NEVER), (break_even.NEVER, 1e-9)],
+    ids=["sparse", "dense", "winograd"],
+)
 def _kernels(request):
     """Everything here holds for the sparse kernels and for the dense ones, at any density."""
-    break_even.use(library_path(), request.param)
+    break_even.use(library_path(), *request.param)
     yield
-    break_even.use(library_path(), 0.0)
+    break_even.use(library_path(), 0.0, 0.0)
 
 
 def a_mask(rng: np.random.Generator, size: int, density: float) -> np.ndarray[Any, Any]:
@@ -196,8 +206,9 @@ def test_gemm_agrees_with_the_reference_and_torch(n, f, m, density, run_op, impo
 
 
 @pytest.mark.parametrize("wanted", [["dx"], ["dvalues"], ["dbias"], ["dvalues", "dbias"]])
-def test_gradients_that_nobody_wants_are_left_out(wanted, run_op, rng):
-    case = Case(GEOMETRIES["3x3"], 0.1, rng)
+@pytest.mark.parametrize("geometry", ["3x3", "winograd"])
+def test_gradients_that_nobody_wants_are_left_out(geometry, wanted, run_op, rng):
+    case = Case(GEOMETRIES[geometry], 0.1, rng)
     inputs = (case.dy, case.x, case.values, case.indices)
     names = ["dx", "dvalues", "dbias"]
     expected = dict(zip(names, reference.sparse_conv_grad(*inputs, **case.attributes), strict=True))
@@ -254,8 +265,9 @@ def test_calls_at_the_same_time_with_other_masks_do_not_disturb_each_other(make_
         assert [output.tobytes() for output in outputs] == alone[i % 4]
 
 
-def test_an_empty_batch_gives_empty_maps_and_zero_gradients(run_op, rng):
-    case = Case(GEOMETRIES["3x3"], 0.5, rng)
+@pytest.mark.parametrize("geometry", ["3x3", "winograd"])
+def test_an_empty_batch_gives_empty_maps_and_zero_gradients(geometry, run_op, rng):
+    case = Case(GEOMETRIES[geometry], 0.5, rng)
     (y,) = run_op("SparseConv", case.x[:0], case.values, None, case.indices, **case.attributes)
     assert y.shape == (0, *case.dy.shape[1:])
     dx, d_values, d_bias = run_op(
@@ -401,7 +413,7 @@ def test_any_grouped_convolution_agrees_with_the_reference(
         close(a, b)
 
 
-@pytest.mark.parametrize("geometry", ["3x3", "one pixel", "many channels", "3x3 stride 3"])
+@pytest.mark.parametrize("geometry", ["3x3", "one pixel", "many channels", "3x3 stride 3", "winograd"])
 def test_a_plan_serves_fewer_blocks_and_is_made_anew_for_more(geometry, make_node, rng):
     """Batches of 64, 7, 64, 80 and 0 on one kernel instance, each against the reference."""
     _, *rest = GEOMETRIES[geometry]
