@@ -1,6 +1,6 @@
 """From which density on a layer runs on the dense kernels: a library's guess, or this device's figure.
 
-Two densities, as Winograd's algorithm is worth it earlier, for layers that it suits (3x3, stride 1, maps of 8x8 or so).
+There are two: Winograd's algorithm pays earlier, for the layers that it suits (3x3, stride 1, maps of 8x8 and larger).
 The library decides layer by layer whenever a mask changes. It brings a guess for each instruction set;
 `sparsefleet bench calibrate --state FOLDER` measures, and the client with that state folder uses what
 was found. Not measured at every start, because sparse and dense kernels round differently: a density
@@ -69,8 +69,8 @@ def apply(library: Path, state: Path) -> str:
             found = msgspec.json.decode(path.read_bytes(), type=BreakEven)
         except msgspec.MsgspecError as error:
             raise DataError(f"{path} is damaged ({error}); remove it, or calibrate again") from error
-        for density in (found.dense_from, found.winograd_from):
-            if not (math.isfinite(density) and 0.0 <= density <= NEVER):
+        for density, least in ((found.dense_from, math.ulp(0.0)), (found.winograd_from, 0.0)):
+            if not least <= density <= NEVER:
                 raise DataError(f"{path} says {density}, which is no density; remove it, or calibrate again")
         if found.isa == isa:
             use(library, found.dense_from, found.winograd_from)

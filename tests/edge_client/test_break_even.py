@@ -35,6 +35,15 @@ def test_a_calibration_of_this_instruction_set_is_used_and_named(tmp_path):
     assert break_even.current(library_path()) == (0.71, 0.21)
 
 
+def test_a_calibration_of_before_winograd_remains_valid(tmp_path):
+    _, winograd_from = break_even.current(library_path())
+    isa = kernel_isa(library_path())
+    text = f'{{"dense_from": 0.7, "isa": "{isa}", "threads": 1, "model": "m"}}'
+    (tmp_path / FILE).write_text(text)
+    assert break_even.apply(library_path(), tmp_path).endswith("(calibrated)")
+    assert break_even.current(library_path()) == (0.7, winograd_from)
+
+
 def test_a_calibration_of_another_instruction_set_is_not_used_and_that_is_said(tmp_path):
     break_even.save(tmp_path, BreakEven(0.71, "sve", 1, "resnet8"))
     assert break_even.apply(library_path(), tmp_path).endswith(f"(default; {FILE} is for sve)")
@@ -45,6 +54,7 @@ DAMAGED = (
     b"",
     b"{}",
     b'{"dense_from": -1, "isa": "x", "threads": 1, "model": "m"}',
+    b'{"dense_from": 0, "isa": "x", "threads": 1, "model": "m"}',
     b'{"dense_from": 0.5, "winograd_from": 3, "isa": "x", "threads": 1, "model": "m"}',
 )
 
