@@ -113,11 +113,11 @@ struct Dense {
     bool adds;  // to what is in y, instead of bias
 };
 
-// d_value[row, tap] = sum over pixels and lanes of dy[pixel, row] * x[pixel + offset[tap]]. A row group
-// overwrites its rows.
+// d_value[row, tap] = sum over pixels and lanes of dy[pixel, row] * x[pixel + offset[tap]]. A tap group
+// overwrites its taps; there must be pixels.
 struct DenseGrad {
     Triple extent;
-    int64_t rows, taps, row_groups;
+    int64_t rows, taps, tap_groups;
     const int32_t* offset;
     const float* x;
     Triple x_stride;
@@ -243,6 +243,7 @@ struct Kernels {
     int64_t one_set_pixels;       // tiles of spmm with so many pixels or more add a row's entries in one order
     int64_t sddmm_pixels;  // largest tile area of sddmm
     int64_t dense_pixels;  // and of dense
+    int64_t dense_grad_taps;  // so many taps of dense_grad go together
     int64_t winograd_tiles;  // so many tiles of Winograd's go together
     double dense_from;     // a layer of so high a density usually runs faster dense
     double winograd_from;  // and one that Winograd's algorithm suits, by that
@@ -250,7 +251,7 @@ struct Kernels {
     void (*spmm)(const Spmm&, int64_t chunk);
     void (*sddmm)(const Sddmm&, int64_t chunk);
     void (*dense)(const Dense&, int64_t chunk);
-    void (*dense_grad)(const DenseGrad&, int64_t row_group);
+    void (*dense_grad)(const DenseGrad&, int64_t tap_group);
     // Forward: all channels of x, then all places, then all rows of y. The input gradient is the same with turned weights.
     void (*winograd_weights)(const WinogradWeights&, int64_t row);
     void (*winograd_x)(const Winograd&, int64_t channel);
@@ -370,7 +371,6 @@ struct Kernels {
 
 // Pixels that dense() takes together; fewer than that are not shared out.
 constexpr int64_t DENSE_STRETCH = 96;
-constexpr int64_t DENSE_GRAD_PIXELS = 128;
 constexpr int64_t ROOFLINE_SUMS = 32 * LANES;
 
 // The fastest table that this machine can run, or the one that SPARSEFLEET_ISA names. Chosen once,

@@ -140,7 +140,7 @@ void weight_gradient_dense(Context& context, const Pass& pass, int64_t blocks, c
     const DenseGrad call{tiling.extent,
                          pass.taps.rows,
                          pass.taps.count(),
-                         pass.taps.gradient_row_groups,
+                         (pass.taps.count() + k.dense_grad_taps - 1) / k.dense_grad_taps,
                          pass.taps.offset.data(),
                          x + pass.source_base,
                          pass.source_stride,
@@ -148,7 +148,11 @@ void weight_gradient_dense(Context& context, const Pass& pass, int64_t blocks, c
                          pass.target_stride,
                          pass.target_row,
                          d_values};
-    context.parallel(call.row_groups, [&](int64_t group) { k.dense_grad(call, group); });
+    if (tiling.extent.outer == 0) {
+        std::fill_n(d_values, call.rows * call.taps, 0.0f);
+        return;
+    }
+    context.parallel(call.tap_groups, [&](int64_t group) { k.dense_grad(call, group); });
 }
 
 // All weights, zero where they are not stored; null if all are.

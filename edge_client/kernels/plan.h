@@ -45,7 +45,6 @@ struct SparseMatrix {
 // What the rows of a matrix that stores all its entries have in common.
 struct DenseTaps {
     int64_t rows = 0, row_step = 0, block = 1;  // see Dense
-    int64_t gradient_row_groups = 1;
     std::vector<int32_t> offset, place;        // one per tap
 
     void add(int64_t offset_of_tap, int64_t place_of_tap) {

@@ -29,7 +29,6 @@ void lay_out(Pass& pass, const Grid& grid, int64_t rows) {
     if (t.tile_groups == 0) return;
     const int64_t row_groups = std::max<int64_t>(1, rows / ROWS_PER_CHUNK_MIN);
     t.row_groups = std::min(CHUNKS_WANTED / t.tile_groups, row_groups);
-    pass.taps.gradient_row_groups = std::min(CHUNKS_WANTED, row_groups);
 }
 
 int64_t tap_block(const Grid& grid, int64_t taps_h, int64_t taps_w) {

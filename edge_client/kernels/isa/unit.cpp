@@ -46,7 +46,7 @@ namespace {
 #include "saved.inc"
 // spmm.inc first, for each_tile, each_piece and distance.
 #include "spmm.inc"
-#include "turned.inc"
+#include "dense_grad.inc"
 #include "dense.inc"
 #include "sddmm.inc"
 #include "winograd_lines.inc"
@@ -62,6 +62,7 @@ const Kernels SPARSEFLEET_TABLE = {
     (ONE_SET_REGISTERS + REGS - 1) / REGS,
     SDDMM_PIXELS,
     DENSE_PIXELS,
+    TURNED_TAPS,
     WINOGRAD_TILES,
     DENSE_FROM,
     WINOGRAD_FROM,
