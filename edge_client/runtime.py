@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.bindings import Pruning, Slices
+from edge_client.bindings import Pruning, Slices, aligned
 from edge_client.fixed_indices import FixedIndices
 from edge_client.limits import Watchdog
 from edge_client.module_runtime import ModuleRuntime
@@ -180,8 +180,8 @@ class PortableRuntime:
             return
         layout = self._manifest.layout
         slices = Slices.of(model.mask, self._manifest)
-        self.values = model.values.copy()
-        self.gradient = np.zeros_like(self.values)
+        self.values, self.gradient = aligned(model.values.size), aligned(model.values.size)
+        self.values[:] = model.values
         # Kept alive: the binding holds bare pointers.
         self._indices = FixedIndices(self._library, slices.indices.values())
         self._binding = self._session.io_binding()

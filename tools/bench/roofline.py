@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_client.bindings import aligned
 from edge_client.kernels import library_path
 from edge_client.ort import kernel_isa
 from protocol.errors import RuntimeMissing
@@ -38,7 +39,7 @@ Work = Callable[[int], int]  # Rounds -> operations or bytes done.
 def measure() -> dict[str, Any]:
     """Return every limit of this machine, with the instruction set that it holds for."""
     limits = Limits.load()
-    x, y = _aligned(DRAM_BYTES // 4), _aligned(DRAM_BYTES // 4)
+    x, y = aligned(DRAM_BYTES // 4), aligned(DRAM_BYTES // 4)
     x[:], y[:] = 1.0, 1.0  # Touched: pages that are not there yet would be timed.
     return {
         "isa": limits.isa,
@@ -83,7 +84,7 @@ class Limits:
     def gather(self, tile_bytes: int) -> Work:
         """The inner loop of the sparse kernels, at random places of a tile of so many bytes."""
         rng = np.random.default_rng(0)
-        x = _aligned(tile_bytes // 4)
+        x = aligned(tile_bytes // 4)
         x[:] = 1e-9
         places = (x.size - self.library.sparsefleet_roofline_tile()) // 16 + 1
         offset = (16 * rng.integers(0, places, ENTRIES)).astype(np.int32)
@@ -105,7 +106,7 @@ class Limits:
 
     def read(self, num_bytes: int) -> Work:
         """Read one buffer again and again."""
-        x = _aligned(num_bytes // 4)
+        x = aligned(num_bytes // 4)
         x[:] = 1e-9
 
         def work(rounds: int) -> int:
@@ -116,7 +117,7 @@ class Limits:
 
     def copy(self, num_bytes: int) -> Callable[[], int]:
         """Read half of so many bytes and write the other half, once."""
-        x, y = (_aligned(num_bytes // 8) for _ in range(2))
+        x, y = (aligned(num_bytes // 8) for _ in range(2))
         x[:], y[:] = 1.0, 1.0
         work = self.scale(x, y)
         return lambda: work(1)
@@ -148,12 +149,6 @@ def _best(work: Work) -> float:
         done = work(rounds)
         best = max(best, done / (time.process_time() - begin_s) / 1e9)
     return best
-
-
-def _aligned(count: int) -> Vector:
-    """An array that begins on a cache line, as ONNX Runtime's buffers do."""
-    raw = np.empty(count + 16, np.float32)
-    return raw[(-raw.ctypes.data // 4) % 16 :][:count]
 
 
 def _pointer(array: Any) -> ctypes.c_void_p:
