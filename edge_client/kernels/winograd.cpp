@@ -72,18 +72,11 @@ std::vector<int32_t> multiples(int64_t count, int64_t step) {
     return found;
 }
 
-// Run fn(first row, rows) over blocks of rows.
+// Run fn(first, how many) over pieces of at most `most` that are about as long: short ones leave registers empty.
 template <class Function>
-void over_rows(int64_t rows, const Function& fn) {
-    const int64_t blocks = ceil_div(rows, ROWS_MAX);
-    for (int64_t i = 0; i < blocks; i++) fn(rows * i / blocks, rows * (i + 1) / blocks - rows * i / blocks);
-}
-
-// Run fn(first tile, tiles) over stretches that are about as long: short ones leave registers empty.
-template <class Function>
-void over_tiles(int64_t tiles, int64_t most, const Function& fn) {
-    const int64_t stretches = ceil_div(tiles, most);
-    for (int64_t i = 0; i < stretches; i++) fn(tiles * i / stretches, tiles * (i + 1) / stretches - tiles * i / stretches);
+void in_pieces(int64_t count, int64_t most, const Function& fn) {
+    const int64_t pieces = ceil_div(count, most);
+    for (int64_t i = 0; i < pieces; i++) fn(count * i / pieces, count * (i + 1) / pieces - count * i / pieces);
 }
 
 // From `source` to `target`, each window `pad` pixels before its pixel.
@@ -95,12 +88,12 @@ void product(Context& context, const Blocked& source, const Blocked& target, int
     if (tiles == 0) return;
     const Buffers buffers(room, channels, most_rows);
     const auto offset = multiples(channels, buffers.step), place = multiples(channels, 1);
-    over_rows(target.channels, [&](int64_t first, int64_t rows) {
+    in_pieces(target.channels, ROWS_MAX, [&](int64_t first, int64_t rows) {
         WinogradWeights weights = all;
         weights.value += first * weights.row_step;
         weights.u = buffers.u;
         context.parallel(rows, [&](int64_t row) { k.winograd_weights(weights, row); });
-        over_tiles(tiles, room, [&](int64_t first_tile, int64_t num_tiles) {
+        in_pieces(tiles, room, [&](int64_t first_tile, int64_t num_tiles) {
             const int64_t tap_bytes = num_tiles * LANES * static_cast<int64_t>(sizeof(float));
             const Winograd call{source,
                                 target,
@@ -152,8 +145,8 @@ void winograd_weight_gradient(Context& context, const ConvGeometry& g, const flo
     const Buffers buffers(room, filled, most_rows);
     const auto offset = multiples(room * LANES, LANES), place = multiples(room * LANES, 1);
     if (tiles == 0) std::fill_n(buffers.u, most_rows * PLACES * filled, 0.0f);
-    over_rows(g.y.channels, [&](int64_t first, int64_t rows) {
-        over_tiles(tiles, GRAD_TILES, [&](int64_t first_tile, int64_t num_tiles) {
+    in_pieces(g.y.channels, ROWS_MAX, [&](int64_t first, int64_t rows) {
+        in_pieces(tiles, GRAD_TILES, [&](int64_t first_tile, int64_t num_tiles) {
             const Winograd call{g.x,
                                 g.y,
                                 rows,

@@ -120,6 +120,16 @@ def test_weights_are_changed_in_place(kind, artifact):
     assert case.runtime.step(batch) < before
 
 
+def test_weights_and_gradients_begin_on_a_cache_line(artifact):
+    case = Case(artifact("cnn"), PORTABLE)
+    for density in (0.1, 0.5):
+        mask = parity.random_mask(case.layout, density, np.random.default_rng(0))
+        case.runtime.bind(SparseVector(mask, case.flat[mask.indices]))
+        for array in (case.runtime.values, case.runtime.gradient):
+            assert array.size == mask.nnz
+            assert array.ctypes.data % 64 == 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_label_out_of_range_is_an_error_and_the_runtime_goes_on(kind, artifact):
     case = Case(artifact("lenet"), kind)
