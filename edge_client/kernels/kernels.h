@@ -110,7 +110,6 @@ struct Dense {
     float* y;
     Triple y_stride;
     int64_t y_row;
-    bool adds;  // to what is in y, instead of bias
 };
 
 // d_value[row, tap] = sum over pixels and lanes of dy[pixel, row] * x[pixel + offset[tap]]. A tap group
@@ -143,16 +142,13 @@ struct Winograd {
     Blocked source, target;
     int64_t rows;  // some of the target's channels
     int64_t first_tile, num_tiles;
-    int64_t room;           // for so many tiles in of_x and of_y
-    int64_t step;           // floats from one channel or row to the next there
-    const int32_t* offset;  // of an entry of the products' sums in of_x: a channel, or an example of the gradient
-    const int32_t* place;   // and in u, or in of_y
-    int64_t tap_block;      // so many channels of these tiles fit L1
-    const float* bias;      // one per row, or null
-    const float* x;         // what the window of y's first pixel begins with
-    float* y;               // the first pixel of the first row; of a gradient dy
-    float* of_x;            // [channel, place, tile, 16]; of a gradient [16 channels, place, tile, 16, 16], 16 steps apart
-    float* of_y;            // [row, place, tile, 16]
+    int64_t room;       // for so many tiles in of_x and of_y
+    int64_t step;       // floats from one channel or row to the next there
+    const float* bias;  // one per row, or null
+    const float* x;     // what the window of y's first pixel begins with
+    float* y;           // the first pixel of the first row; of a gradient dy
+    float* of_x;        // [channel, place, tile, 16]; of a gradient [16 channels, place, tile, 16, 16], 16 steps apart
+    float* of_y;        // [row, place, tile, 16]
     float* u;
 };
 

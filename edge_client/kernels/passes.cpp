@@ -100,8 +100,7 @@ void multiply_dense(Context& context, const Pass& pass, int64_t blocks, const fl
                      pass.source_stride,
                      y + pass.target_base,
                      pass.target_stride,
-                     pass.target_row,
-                     false};
+                     pass.target_row};
     context.parallel(chunks_of(tiling), [&](int64_t chunk) { k.dense(call, chunk); });
 }
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <memory>
 #include <new>
-#include <vector>
 
 #include "windows.h"
 
@@ -23,7 +22,6 @@ constexpr double COVERED_MIN = 0.5;
 constexpr int64_t ROWS_MAX = 128;
 // Tiles that the weight gradient takes together: more would not stay in L2.
 constexpr int64_t GRAD_TILES = 4;
-constexpr int64_t L1_BYTES = 24 * 1024;
 // Without it channels would meet in a few sets of L1.
 constexpr int64_t STEP_APART = LANES;
 
@@ -65,13 +63,6 @@ struct Buffers {
     }
 };
 
-// 0, step, 2 step, ...
-std::vector<int32_t> multiples(int64_t count, int64_t step) {
-    std::vector<int32_t> found(static_cast<size_t>(count));
-    for (size_t i = 0; i < found.size(); i++) found[i] = static_cast<int32_t>(static_cast<int64_t>(i) * step);
-    return found;
-}
-
 // Run fn(first, how many) over pieces of at most `most` that are about as long: short ones leave registers empty.
 template <class Function>
 void in_pieces(int64_t count, int64_t most, const Function& fn) {
@@ -87,14 +78,12 @@ void product(Context& context, const Blocked& source, const Blocked& target, int
     const int64_t channels = source.channels, most_rows = std::min(target.channels, ROWS_MAX);
     if (tiles == 0) return;
     const Buffers buffers(room, channels, most_rows);
-    const auto offset = multiples(channels, buffers.step), place = multiples(channels, 1);
     in_pieces(target.channels, ROWS_MAX, [&](int64_t first, int64_t rows) {
         WinogradWeights weights = all;
         weights.value += first * weights.row_step;
         weights.u = buffers.u;
         context.parallel(rows, [&](int64_t row) { k.winograd_weights(weights, row); });
         in_pieces(tiles, room, [&](int64_t first_tile, int64_t num_tiles) {
-            const int64_t tap_bytes = num_tiles * LANES * static_cast<int64_t>(sizeof(float));
             const Winograd call{source,
                                 target,
                                 rows,
@@ -102,9 +91,6 @@ void product(Context& context, const Blocked& source, const Blocked& target, int
                                 num_tiles,
                                 room,
                                 buffers.step,
-                                offset.data(),
-                                place.data(),
-                                L1_BYTES / tap_bytes,
                                 bias != nullptr ? bias + first : nullptr,
                                 x + source.origin - pad * (source.row + LANES),
                                 y + target.origin + first * target.plane,
@@ -143,7 +129,6 @@ void winograd_weight_gradient(Context& context, const ConvGeometry& g, const flo
     const int64_t groups = ceil_div(g.x.channels, LANES), filled = groups * LANES;
     const int64_t most_rows = std::min(g.y.channels, ROWS_MAX), row_step = g.x.channels * WEIGHTS;
     const Buffers buffers(room, filled, most_rows);
-    const auto offset = multiples(room * LANES, LANES), place = multiples(room * LANES, 1);
     if (tiles == 0) std::fill_n(buffers.u, most_rows * PLACES * filled, 0.0f);
     in_pieces(g.y.channels, ROWS_MAX, [&](int64_t first, int64_t rows) {
         in_pieces(tiles, GRAD_TILES, [&](int64_t first_tile, int64_t num_tiles) {
@@ -154,9 +139,6 @@ void winograd_weight_gradient(Context& context, const ConvGeometry& g, const flo
                                 num_tiles,
                                 room,
                                 buffers.step,
-                                offset.data(),
-                                place.data(),
-                                num_tiles * LANES,
                                 nullptr,
                                 x + g.x.origin - g.pad * (g.x.row + LANES),
                                 const_cast<float*>(dy) + g.y.origin + first * g.y.plane,  // only read

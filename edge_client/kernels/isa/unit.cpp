@@ -44,11 +44,12 @@ namespace {
 #include "pool.inc"
 #include "roofline.inc"
 #include "saved.inc"
-// spmm.inc first, for each_tile, each_piece and distance.
+// spmm.inc first, for each_tile, each_piece and distance; product.inc before winograd.inc.
 #include "spmm.inc"
 #include "dense_grad.inc"
 #include "dense.inc"
 #include "sddmm.inc"
+#include "product.inc"
 #include "winograd_lines.inc"
 #include "winograd.inc"
 
