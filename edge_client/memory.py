@@ -45,7 +45,7 @@ MASKED_WEIGHT_BYTES = {
 
 # What the thread keeps that runs layers by Winograd's algorithm (edge_client/kernels/winograd.cpp): 36 floats for each
 # weight of the widest layer's block of rows, for each input of some tiles and for each output.
-WINOGRAD_PLACES, WINOGRAD_ROWS, WINOGRAD_EXAMPLES = 36, 128, 6 * BLOCK_EXAMPLES
+WINOGRAD_PLACES, WINOGRAD_ROWS, WINOGRAD_EXAMPLES = 36, 128, 4 * BLOCK_EXAMPLES
 WINOGRAD_DENSITY = 0.2  # Below the guesses of all instruction sets (break_even.py).
 
 

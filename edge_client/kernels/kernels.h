@@ -126,14 +126,15 @@ struct DenseGrad {
     float* d_value;
 };
 
-// The weights of a 3x3 convolution in the form that isa/winograd.inc multiplies: u[row, place, channel], with 36 places.
+// The weights of a 3x3 convolution in the form that isa/winograd.inc multiplies: u[place, row, channel], with 36 places.
 // Those of row and channel begin at value[row * row_step + channel * channel_step].
 struct WinogradWeights {
     int64_t channels;
     const float* value;
     int64_t row_step, channel_step;
     bool is_turned;  // each by half a turn, as the input gradient needs them
-    float* u;        // of a gradient: channels filled up to a multiple of 16
+    float* u = nullptr;      // of a gradient: channels filled up to a multiple of 16
+    int64_t place_step = 0;  // floats from one place to the next in u
 };
 
 // Some tiles of 4x4 pixels of a 3x3 convolution of stride 1, in three phases: x and the result go through buffers of 36
@@ -149,7 +150,8 @@ struct Winograd {
     float* y;           // the first pixel of the first row; of a gradient dy
     float* of_x;        // [channel, place, tile, 16]; of a gradient [16 channels, place, tile, 16, 16], 16 steps apart
     float* of_y;        // [row, place, tile, 16]
-    float* u;
+    float* u;           // see WinogradWeights
+    int64_t place_step;
 };
 
 // Where a value of one example lies in a plain tensor, in floats: [C, H, W] has (H * W, 1), tokens [T, D]

@@ -22,7 +22,7 @@ constexpr double COVERED_MIN = 0.5;
 constexpr int64_t ROWS_MAX = 128;
 // Tiles that the weight gradient takes together: more would not stay in L2.
 constexpr int64_t GRAD_TILES = 4;
-// Without it channels would meet in a few sets of L1.
+// Without it channels, or places, would meet in a few sets of L1.
 constexpr int64_t STEP_APART = LANES;
 
 int64_t tiles_of_map(const Blocked& y) { return ceil_div(y.height, SIDE) * ceil_div(y.width, SIDE); }
@@ -52,12 +52,13 @@ class Scratch {
 
 // What a call needs besides its tensors: see Winograd.
 struct Buffers {
-    int64_t step;
+    int64_t step, place_step;
     float *of_x, *of_y, *u;
 
-    Buffers(int64_t room, int64_t channels, int64_t rows) : step(PLACES * room * LANES + STEP_APART) {
+    Buffers(int64_t room, int64_t channels, int64_t rows)
+        : step(PLACES * room * LANES + STEP_APART), place_step(rows * channels + STEP_APART) {
         thread_local Scratch scratch;
-        of_x = scratch.get(step * channels + step * rows + PLACES * rows * channels);
+        of_x = scratch.get(step * channels + step * rows + PLACES * place_step);
         of_y = of_x + step * channels;
         u = of_y + step * rows;
     }
@@ -82,6 +83,7 @@ void product(Context& context, const Blocked& source, const Blocked& target, int
         WinogradWeights weights = all;
         weights.value += first * weights.row_step;
         weights.u = buffers.u;
+        weights.place_step = buffers.place_step;
         context.parallel(rows, [&](int64_t row) { k.winograd_weights(weights, row); });
         in_pieces(tiles, room, [&](int64_t first_tile, int64_t num_tiles) {
             const Winograd call{source,
@@ -96,7 +98,8 @@ void product(Context& context, const Blocked& source, const Blocked& target, int
                                 y + target.origin + first * target.plane,
                                 buffers.of_x,
                                 buffers.of_y,
-                                buffers.u};
+                                buffers.u,
+                                buffers.place_step};
             context.parallel(channels, [&](int64_t channel) { k.winograd_x(call, channel); });
             context.parallel(PLACES, [&](int64_t p) { k.winograd_product(call, p); });
             context.parallel(rows, [&](int64_t row) { k.winograd_y(call, row); });
@@ -115,12 +118,12 @@ bool suits_winograd(const ConvGeometry& g) {
 
 void winograd_forward(Context& context, const ConvGeometry& g, const float* values, const float* bias, const float* x,
                       float* y) {
-    product(context, g.x, g.y, g.pad, {g.x.channels, values, g.x.channels * WEIGHTS, WEIGHTS, false, nullptr}, bias, x, y);
+    product(context, g.x, g.y, g.pad, {g.x.channels, values, g.x.channels * WEIGHTS, WEIGHTS, false}, bias, x, y);
 }
 
 void winograd_input_gradient(Context& context, const ConvGeometry& g, const float* values, const float* dy, float* dx) {
     product(context, g.y, g.x, KERNEL - 1 - g.pad,
-            {g.y.channels, values, WEIGHTS, g.x.channels * WEIGHTS, true, nullptr}, nullptr, dy, dx);
+            {g.y.channels, values, WEIGHTS, g.x.channels * WEIGHTS, true}, nullptr, dy, dx);
 }
 
 void winograd_weight_gradient(Context& context, const ConvGeometry& g, const float* x, const float* dy, float* d_values) {
@@ -129,7 +132,7 @@ void winograd_weight_gradient(Context& context, const ConvGeometry& g, const flo
     const int64_t groups = ceil_div(g.x.channels, LANES), filled = groups * LANES;
     const int64_t most_rows = std::min(g.y.channels, ROWS_MAX), row_step = g.x.channels * WEIGHTS;
     const Buffers buffers(room, filled, most_rows);
-    if (tiles == 0) std::fill_n(buffers.u, most_rows * PLACES * filled, 0.0f);
+    if (tiles == 0) std::fill_n(buffers.u, PLACES * buffers.place_step, 0.0f);
     in_pieces(g.y.channels, ROWS_MAX, [&](int64_t first, int64_t rows) {
         in_pieces(tiles, GRAD_TILES, [&](int64_t first_tile, int64_t num_tiles) {
             const Winograd call{g.x,
@@ -144,12 +147,13 @@ void winograd_weight_gradient(Context& context, const ConvGeometry& g, const flo
                                 const_cast<float*>(dy) + g.y.origin + first * g.y.plane,  // only read
                                 buffers.of_x,
                                 buffers.of_y,
-                                buffers.u};
+                                buffers.u,
+                                buffers.place_step};
             context.parallel(groups, [&](int64_t group) { k.winograd_grad_x(call, group); });
             context.parallel(rows, [&](int64_t row) { k.winograd_grad_y(call, row); });
             context.parallel(PLACES, [&](int64_t p) { k.winograd_grad(call, p); });
         });
-        const WinogradWeights weights{g.x.channels, nullptr, row_step, WEIGHTS, false, buffers.u};
+        const WinogradWeights weights{g.x.channels, nullptr, row_step, WEIGHTS, false, buffers.u, buffers.place_step};
         float* const to = d_values + first * row_step;
         context.parallel(rows, [&](int64_t row) { k.winograd_weights_grad(weights, to, row); });
     });
