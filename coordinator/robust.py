@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from coordinator.aggregate import Accumulator
 from protocol.method import Mean
-from protocol.sparse import SparseVector
+from protocol.sparse import SparseVector, count_below
 
 # Entries that are sorted at a time, times the number of updates.
 BLOCK = 1 << 16
@@ -94,7 +94,7 @@ class Robust:
             # What is not stored sorts behind everything.
             values = np.full((len(self._updates), end - begin), np.inf, np.float32)
             for row, (vector, _) in zip(values, self._updates, strict=True):
-                first, last = np.searchsorted(vector.mask.indices, [begin, end])
+                first, last = count_below(vector.mask.indices, [begin, end])
                 row[vector.mask.indices[first:last] - begin] = vector.values[first:last]
             values.sort(axis=0)
             location[begin:end] = _middle(values, np.isfinite(values).sum(axis=0), trim)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from protocol.artifact import Manifest
 from protocol.errors import ArtifactError
 from protocol.layout import PRUNABLE, Piece, Vector
-from protocol.sparse import Mask
+from protocol.sparse import Mask, count_below
 
 
 def aligned(count: int) -> Vector:
@@ -37,7 +37,7 @@ class Slices:
         parts: dict[str, slice] = {}
         indices: dict[str, npt.NDArray[np.int32]] = {}
         for piece in manifest.layout.pieces:
-            begin, end = (int(n) for n in np.searchsorted(mask.indices, [piece.offset, piece.end]))
+            begin, end = (int(n) for n in count_below(mask.indices, [piece.offset, piece.end]))
             parts[piece.name] = slice(begin, end)
             if piece.role == PRUNABLE:
                 indices[piece.name] = mask.indices[begin:end] - np.int32(piece.offset)

@@ -76,7 +76,7 @@ class Trainer:
         self._runtime.bind(model)
         self._check(self._step(batch, temperature))
         gradient = self._runtime.gradient.copy()
-        gradient[model.mask.below(self.layout.num_trainable).nnz :] = 0.0
+        gradient[model.mask.num_below(self.layout.num_trainable) :] = 0.0
         return gradient
 
     def fit(
@@ -109,7 +109,7 @@ class Trainer:
 
     def _descend(self, model: SparseVector, step: LocalStep | None, num_steps: int | None) -> SparseVector:
         runtime, training = self._runtime, self._training
-        num_trained = model.mask.below(self.layout.num_trainable).nnz
+        num_trained = model.mask.num_below(self.layout.num_trainable)
         weights, gradient = runtime.values[:num_trained], runtime.gradient[:num_trained]
         statistics, batch_statistics = runtime.values[num_trained:], runtime.gradient[num_trained:]
         share = self._statistic_momentum()

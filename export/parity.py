@@ -31,7 +31,7 @@ from export.fuse import FUSED_WINDOW
 from export.graph import DOMAIN, KEEP_HALO
 from protocol.errors import ArtifactError
 from protocol.layout import PRUNABLE, STATISTIC, Layout, Vector
-from protocol.sparse import Mask, top_k
+from protocol.sparse import Mask, count_below, top_k
 
 TOLERANCE = 1e-4
 # Share of a layer's largest input within which the sign is a matter of rounding.
@@ -121,7 +121,7 @@ def feeds(
     fed: dict[str, npt.NDArray[Any]] = {"x": x, "labels": labels, "temperature": np.ones((), np.float32)}
     for piece in layout.pieces:
         if piece.role == PRUNABLE:
-            begin, end = np.searchsorted(mask.indices, [piece.offset, piece.end])
+            begin, end = count_below(mask.indices, [piece.offset, piece.end])
             stored = mask.indices[begin:end]
             fed[piece.name] = flat[stored]
             fed[f"{piece.name}.indices"] = (stored - piece.offset).astype(np.int32)
@@ -273,7 +273,7 @@ def torch_step(
         assert gradient is not None
         value = gradient.numpy()
         if piece.role == PRUNABLE:
-            begin, end = np.searchsorted(mask.indices, [piece.offset, piece.end])
+            begin, end = count_below(mask.indices, [piece.offset, piece.end])
             value = value.reshape(-1)[mask.indices[begin:end] - piece.offset]
         found[f"{piece.name}.gradient"] = value
     return found

@@ -40,7 +40,7 @@ from protocol.relations import (
     universes,
 )
 from protocol.sections import compress, decompress
-from protocol.sparse import Indices, Mask, SparseVector
+from protocol.sparse import Indices, Mask, SparseVector, count_below
 from protocol.values import Coded, SideFormat, ValueFormat, decode_values, encode_values
 
 __all__ = ["SideFormat", "ValueFormat", "as_received", "decode", "describe", "encode", "max_body_bytes"]
@@ -81,7 +81,7 @@ def encode(
         raise ValueError(f"unknown value format {value_format!r} or side format {side!r}")
     if not 0 <= num_prunable <= size:
         raise ValueError(f"{num_prunable} prunable positions of {size}")
-    nnz = int(np.searchsorted(vector.mask.indices, num_prunable))
+    nnz = vector.mask.num_below(num_prunable)
     if vector.mask.nnz - nnz != size - num_prunable:
         stored, needed = vector.mask.nnz - nnz, size - num_prunable
         raise ValueError(f"the tail is never pruned, but only {stored} of its {needed} positions are stored")
@@ -181,7 +181,7 @@ def as_received(
         ValueError: as `encode`.
     """
     cuts = _ends(ends, num_prunable)
-    nnz = int(np.searchsorted(vector.mask.indices, num_prunable))
+    nnz = vector.mask.num_below(num_prunable)
 
     def back(values: Vector, counts: Sequence[int], value_format: ValueFormat) -> Vector:
         coded: Coded = encode_values(values, counts, value_format)
@@ -232,7 +232,7 @@ def _ends(ends: Sequence[int], num_prunable: int) -> npt.NDArray[np.int64]:
 
 
 def _counts(indices: Indices, ends: npt.NDArray[np.int64]) -> list[int]:
-    return [int(n) for n in np.diff(np.searchsorted(indices, ends), prepend=0)]
+    return [int(n) for n in np.diff(count_below(indices, ends), prepend=0)]
 
 
 def _mask(header: Header, prunable: npt.NDArray[np.integer[Any]]) -> Mask:

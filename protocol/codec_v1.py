@@ -180,7 +180,7 @@ def _decode_mask(header: _Header, data: bytes | memoryview, masks: Mapping[str, 
         mask = masks.get(header.mask.hex())
         if mask is None:
             raise UnknownMask(f"mask {header.mask.hex()} is not held here")
-        nnz = int(np.searchsorted(mask.indices, header.num_prunable))
+        nnz = mask.num_below(header.num_prunable)
         tail = header.size - header.num_prunable
         if (mask.size, nnz, mask.nnz - nnz) != (header.size, header.nnz, tail):
             raise MalformedMessage(f"mask {header.mask.hex()} does not have {header.nnz} prunable positions")

@@ -133,7 +133,7 @@ def base_of(header: Header, masks: Mapping[str, Mask]) -> Mask | None:
     if digest not in masks:
         raise UnknownMask(f"mask {digest} is not held here")
     mask = masks[digest]
-    nnz = int(np.searchsorted(mask.indices, header.num_prunable))
+    nnz = mask.num_below(header.num_prunable)
     if (mask.size, mask.nnz - nnz) != (header.size, header.size - header.num_prunable):
         raise MalformedMessage(f"mask {digest} is not one of this model")
     if header.relation == "known" and nnz != header.nnz:

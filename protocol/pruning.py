@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.layout import PRUNABLE, Layout
-from protocol.sparse import Indices, Mask, SparseVector, num_kept, top_k
+from protocol.sparse import Indices, Mask, SparseVector, count_below, num_kept, top_k
 
 Scope = Literal["global", "layer"]
 
@@ -77,7 +77,7 @@ def emptied(mask: Mask, layout: Layout) -> str:
 def stored_parts(mask: Mask, layout: Layout) -> list[tuple[slice, int]]:
     """Where each prunable tensor's entries are stored, and how many it has when dense."""
     pieces = layout.of_role(PRUNABLE)
-    edges = np.searchsorted(mask.indices, [p.offset for p in pieces] + [layout.num_prunable])
+    edges = count_below(mask.indices, [p.offset for p in pieces] + [layout.num_prunable])
     return [(slice(int(a), int(b)), p.size) for p, a, b in zip(pieces, edges, edges[1:], strict=False)]
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from protocol.errors import MalformedMessage
 from protocol.indices import bound_bits, decode_part, encode_part, most_bytes
-from protocol.sparse import Indices, Mask
+from protocol.sparse import Indices, Mask, count_below
 
 Relation = Literal["none", "known", "subset", "change"]
 Longs = npt.NDArray[np.int64]
@@ -35,7 +35,7 @@ class Stream:
     def of(cls, positions: npt.NDArray[Any], universe_ends: Longs) -> Stream:
         """Cut increasing positions of a universe whose parts end there."""
         begins = np.concatenate([[0], universe_ends[:-1]])
-        cuts = np.searchsorted(positions, universe_ends)
+        cuts = count_below(positions, universe_ends)
         parts = np.split(positions, cuts[:-1])
         local = [(part - begin).astype(np.int32) for part, begin in zip(parts, begins, strict=True)]
         return cls([int(n) for n in universe_ends - begins], local)
@@ -60,7 +60,7 @@ def relate(
     support = base.below(num_prunable).indices
     gone = np.flatnonzero(~_contains(indices, support))
     new = indices[~_contains(support, indices)]
-    support_ends = np.searchsorted(support, ends)
+    support_ends = count_below(support, ends)
     candidates: dict[Relation, list[Stream]] = {"none": [plain]}
     if new.size:
         removed = Stream.of(gone, support_ends)
@@ -88,7 +88,7 @@ def universes(relation: Relation, base: Mask | None, ends: Longs) -> list[Longs]
     sizes = np.diff(ends, prepend=0)
     if base is None:
         return [sizes]
-    support = np.diff(np.searchsorted(base.indices, ends), prepend=0)
+    support = np.diff(count_below(base.indices, ends), prepend=0)
     return {"known": [], "subset": [support], "change": [support, sizes - support]}[relation]
 
 

@@ -22,7 +22,7 @@ def stacked_size(layout: Layout) -> tuple[int, int]:
 def stack(first: SparseVector, second: SparseVector, layout: Layout) -> SparseVector:
     """Return both; each has the layout's length and stores all that is never pruned."""
     size, prunable = layout.size, layout.num_prunable
-    cuts = [vector.mask.below(prunable).nnz for vector in (first, second)]
+    cuts = [vector.mask.num_below(prunable) for vector in (first, second)]
     a, b = first.mask.indices, second.mask.indices
     indices = [a[: cuts[0]], b[: cuts[1]] + prunable, a[cuts[0] :] + prunable, b[cuts[1] :] + size]
     values = [

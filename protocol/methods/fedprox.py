@@ -27,7 +27,7 @@ class FedProx(FedAvg, frozen=True):
     ) -> SparseVector:
         """Train near the global weights; return what changed."""
         weights = received["weights"]
-        count = weights.mask.below(local.layout.num_trainable).nnz
+        count = weights.mask.num_below(local.layout.num_trainable)
         trained = local.fit(weights, Proximal(weights.values[:count], self.mu))
         return SparseVector(weights.mask, trained.values - weights.values)
 

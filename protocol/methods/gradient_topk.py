@@ -50,7 +50,7 @@ class GradientTopK(Method, frozen=True):
         update[: layout.num_prunable] += residual
         memory["residual"] = update[: layout.num_prunable]
         sent = local.as_sent(prune(SparseVector(weights.mask, update), layout, self.density, self.scope))
-        count = sent.mask.below(layout.num_prunable).nnz
+        count = sent.mask.num_below(layout.num_prunable)
         promise(memory, turn, indices=sent.mask.indices[:count], values=sent.values[:count])
         return sent
 

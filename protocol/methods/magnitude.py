@@ -78,7 +78,7 @@ class Magnitude(Method, frozen=True):
         """Return the weights as the pass sees them."""
         if not self.bits:
             return model
-        step, count = Quantised(self.bits, model.mask, layout), model.mask.below(layout.num_trainable).nnz
+        step, count = Quantised(self.bits, model.mask, layout), model.mask.num_below(layout.num_trainable)
         values = np.concatenate([step.weights(model.values[:count]), model.values[count:]])
         return SparseVector(model.mask, values)
 

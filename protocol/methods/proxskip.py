@@ -105,7 +105,7 @@ class ProxSkip(Method, frozen=True):
         """Move h by what was averaged, take the local steps, upload TopK."""
         layout, p = local.layout, self.communication_probability
         x = self.latent(received["weights"], layout)
-        num_trained = x.mask.below(layout.num_trainable).nnz
+        num_trained = x.mask.num_below(layout.num_trainable)
         kept = settle(memory, turn)
         h = np.asarray(memory.get("control", np.zeros(num_trained, np.float32)))
         if kept is not None:

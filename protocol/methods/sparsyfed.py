@@ -81,7 +81,7 @@ class SparsyFed(TopK, frozen=True):
             v = self.begin(layout, received["initial"].values).vector
         else:
             v = self.regrown(received["weights"], turn, layout)
-        step = Powerpropagation(self.exponents(v, layout), v.mask.below(layout.num_prunable).nnz)
+        step = Powerpropagation(self.exponents(v, layout), v.mask.num_below(layout.num_prunable))
         if self.activation_pruning:
             shares = densities(v.mask, layout)
             step.activations = {name: max(d, LEAST_SHARE) for name, d in shares.items() if d < 1}
@@ -124,7 +124,7 @@ class SparsyFed(TopK, frozen=True):
 
     def model(self, current: Global, layout: Layout) -> Global:
         """Theta of the averaged v."""
-        v, count = current.vector, current.mask.below(layout.num_prunable).nnz
+        v, count = current.vector, current.mask.num_below(layout.num_prunable)
         theta = v.values.copy()
         theta[:count] = power(theta[:count], self.exponents(v, layout))
         return Global(SparseVector(v.mask, theta).dense(), v.mask)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import MalformedMessage
-from protocol.layout import DENSE, PRUNABLE, Layout
-from protocol.sparse import Mask, SparseVector, iou, num_kept, top_k
+from protocol.layout import DENSE, MAX_SIZE, PRUNABLE, Layout
+from protocol.sparse import Mask, SparseVector, count_below, iou, num_kept, top_k
 
 
 @st.composite
@@ -83,6 +85,30 @@ def test_masks_with_equal_digest_are_equal():
     assert a.digest == Mask(np.array([1, 2], np.int64), 5).digest
     assert a.digest != Mask(np.array([1, 2], np.int32), 6).digest
     assert a.digest != Mask(np.array([1, 3], np.int32), 5).digest
+
+
+@given(st.sets(st.integers(0, 40)), st.lists(st.integers(-1, 45), min_size=1))
+def test_as_many_positions_are_counted_as_lie_below(stored, ends):
+    indices = np.array(sorted(stored), np.int32)
+    assert count_below(indices, ends).tolist() == [sum(i < end for i in stored) for end in ends]
+    assert count_below(indices, np.array(ends, np.int64)).tolist() == count_below(indices, ends).tolist()
+
+
+def test_the_last_position_is_counted_below_any_end_beyond_it():
+    mask = Mask(np.array([0, MAX_SIZE - 1], np.int32), MAX_SIZE)
+    assert [mask.num_below(end) for end in (0, MAX_SIZE - 1, MAX_SIZE, 2**40)] == [0, 1, 2, 2]
+
+
+def test_counting_copies_no_indices():
+    mask = Mask.full(1_000_000)
+    tracemalloc.start()
+    try:
+        assert mask.num_below(500_000) == 500_000
+        assert count_below(mask.indices, [3, 7]).tolist() == [3, 7]
+        assert count_below(mask.indices, np.array([3, 7])).tolist() == [3, 7]
+        assert tracemalloc.get_traced_memory()[1] < 10_000
+    finally:
+        tracemalloc.stop()
 
 
 @given(st.lists(st.integers(-3, 3), max_size=30), st.integers(-2, 35))

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from protocol.layout import PRUNABLE, Layout
-from protocol.sparse import Mask, top_k
+from protocol.sparse import Mask, count_below, top_k
 
 UNIFORM, ERK = "uniform", "erk"
 
@@ -55,7 +55,7 @@ def flop_density(mask: Mask, layout: Layout, pixels: Mapping[str, int]) -> float
     """Return the mask's share of the dense multiply-adds; `pixels` are each prunable tensor's outputs."""
     stored = whole = 0
     for piece in layout.of_role(PRUNABLE):
-        begin, end = np.searchsorted(mask.indices, [piece.offset, piece.end])
+        begin, end = count_below(mask.indices, [piece.offset, piece.end])
         stored += int(end - begin) * pixels[piece.name]
         whole += piece.size * pixels[piece.name]
     return stored / whole

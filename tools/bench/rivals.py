@@ -22,7 +22,7 @@ from edge_client.ort import session_options
 from protocol.artifact import Manifest
 from protocol.errors import SparsefleetError
 from protocol.layout import PRUNABLE
-from protocol.sparse import Mask
+from protocol.sparse import Mask, count_below
 from tools.bench.subject import LEARNING_RATE, MOMENTUM, Batch
 from tools.bench.timing import Step, say_once
 
@@ -76,7 +76,7 @@ def sparseprop_step(task: Task) -> Step:
         raise Missing("the artifact's layers are not those of the network that is named in it")
     with torch.no_grad():
         for piece in pieces:
-            begin, end = np.searchsorted(task.mask.indices, [piece.offset, piece.end])
+            begin, end = count_below(task.mask.indices, [piece.offset, piece.end])
             kept = np.zeros(piece.size, np.float32)
             kept[task.mask.indices[begin:end] - piece.offset] = 1.0
             module.get_parameter(piece.name).mul_(torch.from_numpy(kept.reshape(piece.shape)))

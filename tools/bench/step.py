@@ -87,7 +87,7 @@ def measure(
         found[RATIO_OF[side]] = times[side] / times["sparse"] if side in times else None
     return found | {
         "flop_density": flop_density,
-        "stored_weights": mask.below(layout.num_prunable).nnz,
+        "stored_weights": mask.num_below(layout.num_prunable),
         "prunable_weights": layout.num_prunable,
         "layers": len(layout.of_role(PRUNABLE)),
         "peak_rss_bytes": memory.of_client(subject, sparse, batch_size, threads)["peak_rss_bytes"],

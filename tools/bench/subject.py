@@ -29,7 +29,7 @@ from protocol.errors import ArtifactError
 from protocol.examples import Examples
 from protocol.layout import DENSE, PRUNABLE, STATISTIC, Layout
 from protocol.messages import Training
-from protocol.sparse import Mask, SparseVector
+from protocol.sparse import Mask, SparseVector, count_below
 from tools.bench import graphs, wire
 from tools.bench.timing import say_once
 
@@ -202,7 +202,7 @@ def weights(layout: Layout, mask: Mask, rng: np.random.Generator) -> SparseVecto
     """
     values = np.zeros(mask.nnz, np.float32)
     for piece in layout.pieces:
-        begin, end = np.searchsorted(mask.indices, [piece.offset, piece.end])
+        begin, end = count_below(mask.indices, [piece.offset, piece.end])
         if piece.role == PRUNABLE:
             fan_in = piece.size / piece.shape[0]
             scale = np.float32(np.sqrt(2.0 / fan_in))
