@@ -81,9 +81,9 @@ class Mask:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of size and indices: names the mask on the wire."""
-        return hashlib.sha256(
-            self.size.to_bytes(8, "little") + self.indices.astype("<i4").tobytes()
-        ).hexdigest()
+        found = hashlib.sha256(self.size.to_bytes(8, "little"))
+        found.update(np.ascontiguousarray(self.indices, "<i4").data)  # No copy where integers are stored so.
+        return found.hexdigest()
 
     def below(self, end: int) -> Mask:
         """The stored positions of the prefix of length `end`; the prunable ones, with num_prunable."""

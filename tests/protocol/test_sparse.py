@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import tracemalloc
 
 import numpy as np
@@ -99,13 +100,19 @@ def test_the_last_position_is_counted_below_any_end_beyond_it():
     assert [mask.num_below(end) for end in (0, MAX_SIZE - 1, MAX_SIZE, 2**40)] == [0, 1, 2, 2]
 
 
-def test_counting_copies_no_indices():
+def test_the_digest_is_of_the_size_and_the_indices_as_little_endian_integers():
+    written = b"\5" + bytes(7) + b"\1\0\0\0" + b"\4\0\0\0"
+    assert Mask(np.array([1, 4], np.int32), 5).digest == hashlib.sha256(written).hexdigest()
+
+
+def test_counting_and_naming_copy_no_indices():
     mask = Mask.full(1_000_000)
     tracemalloc.start()
     try:
         assert mask.num_below(500_000) == 500_000
         assert count_below(mask.indices, [3, 7]).tolist() == [3, 7]
         assert count_below(mask.indices, np.array([3, 7])).tolist() == [3, 7]
+        assert len(mask.digest) == 64
         assert tracemalloc.get_traced_memory()[1] < 10_000
     finally:
         tracemalloc.stop()
