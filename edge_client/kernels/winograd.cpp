@@ -52,15 +52,20 @@ class Scratch {
 
 // What a call needs besides its tensors: see Winograd.
 struct Buffers {
-    int64_t step, place_step;
+    int64_t room, step, place_step;
     float *of_x, *of_y, *u;
 
-    Buffers(int64_t room, int64_t channels, int64_t rows)
-        : step(PLACES * room * LANES + STEP_APART), place_step(rows * channels + STEP_APART) {
+    Buffers(int64_t tiles, int64_t channels, int64_t rows)
+        : room(tiles), step(PLACES * tiles * LANES + STEP_APART), place_step(rows * channels + STEP_APART) {
         thread_local Scratch scratch;
         of_x = scratch.get(step * channels + step * rows + PLACES * place_step);
         of_y = of_x + step * channels;
         u = of_y + step * rows;
+    }
+
+    Winograd call(const Blocked& source, const Blocked& target, int64_t rows, int64_t first_tile, int64_t num_tiles,
+                  const float* bias, const float* x, float* y) const {
+        return {source, target, rows, first_tile, num_tiles, room, step, bias, x, y, of_x, of_y, u, place_step};
     }
 };
 
@@ -86,20 +91,9 @@ void product(Context& context, const Blocked& source, const Blocked& target, int
         weights.place_step = buffers.place_step;
         context.parallel(rows, [&](int64_t row) { k.winograd_weights(weights, row); });
         in_pieces(tiles, room, [&](int64_t first_tile, int64_t num_tiles) {
-            const Winograd call{source,
-                                target,
-                                rows,
-                                first_tile,
-                                num_tiles,
-                                room,
-                                buffers.step,
-                                bias != nullptr ? bias + first : nullptr,
-                                x + source.origin - pad * (source.row + LANES),
-                                y + target.origin + first * target.plane,
-                                buffers.of_x,
-                                buffers.of_y,
-                                buffers.u,
-                                buffers.place_step};
+            const Winograd call =
+                buffers.call(source, target, rows, first_tile, num_tiles, bias != nullptr ? bias + first : nullptr,
+                             x + source.origin - pad * (source.row + LANES), y + target.origin + first * target.plane);
             context.parallel(channels, [&](int64_t channel) { k.winograd_x(call, channel); });
             context.parallel(PLACES, [&](int64_t p) { k.winograd_product(call, p); });
             context.parallel(rows, [&](int64_t row) { k.winograd_y(call, row); });
@@ -135,20 +129,9 @@ void winograd_weight_gradient(Context& context, const ConvGeometry& g, const flo
     if (tiles == 0) std::fill_n(buffers.u, PLACES * buffers.place_step, 0.0f);
     in_pieces(g.y.channels, ROWS_MAX, [&](int64_t first, int64_t rows) {
         in_pieces(tiles, GRAD_TILES, [&](int64_t first_tile, int64_t num_tiles) {
-            const Winograd call{g.x,
-                                g.y,
-                                rows,
-                                first_tile,
-                                num_tiles,
-                                room,
-                                buffers.step,
-                                nullptr,
-                                x + g.x.origin - g.pad * (g.x.row + LANES),
-                                const_cast<float*>(dy) + g.y.origin + first * g.y.plane,  // only read
-                                buffers.of_x,
-                                buffers.of_y,
-                                buffers.u,
-                                buffers.place_step};
+            const Winograd call = buffers.call(g.x, g.y, rows, first_tile, num_tiles, nullptr,
+                                               x + g.x.origin - g.pad * (g.x.row + LANES),
+                                               const_cast<float*>(dy) + g.y.origin + first * g.y.plane);  // only read
             context.parallel(groups, [&](int64_t group) { k.winograd_grad_x(call, group); });
             context.parallel(rows, [&](int64_t row) { k.winograd_grad_y(call, row); });
             context.parallel(PLACES, [&](int64_t p) { k.winograd_grad(call, p); });

@@ -70,7 +70,17 @@ class Layer:
 )
 def test_any_map_agrees_with_the_reference(n, channels, rows, side, pad, kept, threads, seed, run_op):
     assume(min(side) + 2 * pad >= 3)
-    layer = Layer(np.random.default_rng(seed), n, channels, rows, side, pad, kept)
+    agree(Layer(np.random.default_rng(seed), n, channels, rows, side, pad, kept), run_op, threads)
+
+
+@pytest.mark.parametrize("side", [(8, 8), (9, 13)])  # As many tiles as go together with AVX-512, and more.
+@pytest.mark.parametrize(("channels", "rows"), [(16, 257), (257, 16)])
+def test_more_rows_than_go_together_agree_too(channels, rows, side, run_op, rng):
+    agree(Layer(rng, 16, channels, rows, side), run_op)
+
+
+def agree(layer, run_op, threads=1):
+    """With the reference."""
     for actual, wanted in zip(layer.run(run_op, WINOGRAD, threads=threads), layer.expected(), strict=True):
         scale = np.abs(wanted).max()
         np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-5 * scale)
