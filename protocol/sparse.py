@@ -24,8 +24,8 @@ Indices = npt.NDArray[np.int32]
 def count_below(indices: npt.NDArray[np.integer[Any]], ends: npt.ArrayLike) -> npt.NDArray[np.intp]:
     """Return how many of the increasing `indices` lie below each of `ends`.
 
-    np.searchsorted by itself compares in a type that holds both, so that a plain int would make it copy all indices:
-    88 MB and 18 ms for those of a dense ResNet-18.
+    np.searchsorted by itself compares in a type that holds both, so that a plain int would make it copy all indices,
+    at 8 bytes each: 88 MB for those of a dense ResNet-18.
     """
     found: npt.NDArray[np.intp] = np.searchsorted(indices, np.minimum(ends, MAX_SIZE).astype(indices.dtype))
     return found
