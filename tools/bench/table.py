@@ -177,7 +177,7 @@ def _two_threads(bench: Bench, spin: bool = False) -> Found:
         layout = subject.manifest.layout
         model = weights(layout, masks.random_mask(layout, 0.02, "uniform", rng), rng)
         batch = subject.batch(16, rng)
-        one, two = (subject.trainer(batch, threads, step.MANY_STEPS, spin)[0] for threads in (1, 2))
+        one, two = (subject.trainer(batch, threads, step.NUM_STEPS, spin)[0] for threads in (1, 2))
         steps = {"one_s": lambda: one.fit(model), "two_s": lambda: two.fit(model)}
         return dict(alternate(steps, threads=2, seconds=bench.seconds))
 
