@@ -110,8 +110,13 @@ void weight_gradient_sparse(Context& context, const Pass& pass, int64_t blocks, 
     const size_t entries = pass.matrix.offset.size();
     const Tiling tiling = pass.tiling_of(blocks);
     const size_t tile_groups = static_cast<size_t>(tiling.tile_groups);
-    // A single group of tiles writes its sums into their place.
-    const auto partial = tile_groups == 1 ? nullptr : per_entry(entries * tile_groups);
+    if (tile_groups == 0) {
+        std::fill(d_values, d_values + entries, 0.0f);
+        return;
+    }
+    const std::vector<int32_t>& order = pass.matrix.order;
+    // A single group of tiles writes its sums into their place, if they come in its order.
+    const auto partial = tile_groups == 1 && order.empty() ? nullptr : per_entry(entries * tile_groups);
     const Sddmm call{pass.matrix.view(),
                      tiling,
                      x + pass.source_base,
@@ -124,10 +129,15 @@ void weight_gradient_sparse(Context& context, const Pass& pass, int64_t blocks, 
     context.parallel(chunks_of(tiling), [&](int64_t chunk) { k.sddmm(call, chunk); });
     if (!partial) return;
     over_entries(context, entries, [&](size_t begin, size_t end) {
-        std::fill(d_values + begin, d_values + end, 0.0f);
-        for (size_t group = 0; group < tile_groups; group++) {
-            const float* from = partial.get() + group * entries;
-            for (size_t i = begin; i < end; i++) d_values[i] += from[i];
+        float* const sums = partial.get();
+        for (size_t group = 1; group < tile_groups; group++) {
+            const float* from = sums + group * entries;
+            for (size_t i = begin; i < end; i++) sums[i] += from[i];
+        }
+        if (order.empty()) {
+            std::copy(sums + begin, sums + end, d_values + begin);
+        } else {
+            for (size_t i = begin; i < end; i++) d_values[static_cast<size_t>(order[i])] = sums[i];
         }
     });
 }

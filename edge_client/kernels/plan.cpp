@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "shapes.h"
+#include "visits.h"
 #include "windows.h"
 
 namespace sparsefleet {
@@ -147,75 +148,11 @@ void share_out(Tiling& t, int64_t rows) {
         std::max<int64_t>(1, std::min(CHUNKS_WANTED / t.tile_groups, rows / ROWS_PER_CHUNK_MIN));
 }
 
-// Lay the entries out in the order of their visits. each(emit) calls emit(row, channel, offset,
-// position) once per entry; it is run twice, first to count. Unless positions are in any order, they ascend with
-// rows and channels, so that a visit's values are consecutive where they are.
-enum class Values { ANY_ORDER, IN_PLACE };
-
-template <class Each>
-void build(SparseMatrix& m, int64_t row_groups, int64_t rows, int64_t channels, int64_t block_channels,
-           Values values, const Each& each) {
-    m.col_blocks = ceil_div(channels, block_channels);
-    const auto cell = [&](int64_t row, int64_t channel) {
-        return static_cast<size_t>(row * m.col_blocks + channel / block_channels);
-    };
-    std::vector<int32_t> count(static_cast<size_t>(rows * m.col_blocks), 0);
-    each([&](int64_t row, int64_t channel, int64_t, int64_t) { count[cell(row, channel)]++; });
-
-    std::vector<int32_t> next(count.size());  // where the next entry of a cell goes
-    m.first.assign(1, 0);
-    m.visits.assign(1, {0, 0, 0});
-    std::vector<int32_t> visited;
-    int32_t end = 0;
-    for (int64_t group = 0; group < row_groups; group++) {
-        for (int64_t block = 0; block < m.col_blocks; block++) {
-            const auto count_of = [&](int32_t row) { return count[cell(row, block * block_channels)]; };
-            visited.clear();
-            for (int64_t row = rows * group / row_groups; row < rows * (group + 1) / row_groups; row++) {
-                if (block == 0 || count_of(static_cast<int32_t>(row)) > 0) {
-                    visited.push_back(static_cast<int32_t>(row));
-                }
-            }
-            std::stable_sort(visited.begin(), visited.end(),
-                             [&](int32_t a, int32_t b) { return count_of(a) > count_of(b); });
-            for (const int32_t row : visited) {
-                next[cell(row, block * block_channels)] = end;
-                end += count_of(row);
-                m.visits.push_back({row, end, next[cell(row, block * block_channels)]});
-            }
-            m.first.push_back(static_cast<int32_t>(m.visits.size()) - 1);
-        }
-    }
-    m.visits.insert(m.visits.end(), static_cast<size_t>(VISITS_AHEAD), Visit{0, end, 0});
-    m.offset.resize(static_cast<size_t>(end));
-    m.order.resize(values == Values::ANY_ORDER ? static_cast<size_t>(end) : 0);
-    each([&](int64_t row, int64_t channel, int64_t offset, int64_t position) {
-        const auto entry = static_cast<size_t>(next[cell(row, channel)]++);
-        m.offset[entry] = static_cast<int32_t>(offset);
-        if (values == Values::ANY_ORDER) m.order[entry] = static_cast<int32_t>(position);
-    });
-    if (values == Values::ANY_ORDER) return;
-    // The rows are stored one after the other, so a cell's values begin where the cells before it end.
-    std::vector<int32_t>& first_value = next;
-    int32_t position = 0;
-    for (size_t i = 0; i < count.size(); i++) {
-        first_value[i] = position;
-        position += count[i];
-    }
-    for (size_t segment = 0; segment + 1 < m.first.size(); segment++) {
-        const int64_t channel = static_cast<int64_t>(segment) % m.col_blocks * block_channels;
-        for (int32_t i = m.first[segment]; i < m.first[segment + 1]; i++) {
-            Visit& visit = m.visits[static_cast<size_t>(i) + 1];
-            visit.value = first_value[cell(visit.row, channel)];
-        }
-    }
-}
-
 // The passes whose rows are output channels: forward and weight gradient.
 void build_by_output(Pass& pass, const ConvGeometry& g, const int32_t* indices, int64_t nnz,
                      int64_t block_channels) {
-    build(pass.matrix, pass.tiling.row_groups, g.y.channels, g.x.channels, block_channels, Values::IN_PLACE,
-          [&](const auto& emit) {
+    build(pass.matrix, pass.tiling.row_groups, g.y.channels, {g.x.channels, block_channels, g.x.plane},
+          Positions::ASCENDING, [&](const auto& emit) {
               for (int64_t i = 0; i < nnz; i++) {
                   const Tap tap = tap_of(g, indices[i]);
                   emit(tap.k, tap.c, tap.c * g.x.plane + tap.r * g.x.row + tap.s * LANES, i);
@@ -254,8 +191,8 @@ Pass input_gradient_pass(const ConvGeometry& g, const int32_t* indices, int64_t 
         g.y.channels, g.x.channels, num_taps);
     aim_input_gradient(pass, g, phase_h, phase_w);
     share_out(pass.tiling, g.x.channels);
-    build(pass.matrix, pass.tiling.row_groups, g.x.channels, g.y.channels, block_channels, Values::ANY_ORDER,
-          [&](const auto& emit) {
+    build(pass.matrix, pass.tiling.row_groups, g.x.channels, {g.y.channels, block_channels, g.y.plane},
+          Positions::IN_ANY_ORDER, [&](const auto& emit) {
               each_tap([&](const Tap& tap, int64_t shift_h, int64_t shift_w, int64_t i) {
                   emit(tap.c, tap.k, tap.k * g.y.plane + shift_h * g.y.row + shift_w * LANES, i);
               });

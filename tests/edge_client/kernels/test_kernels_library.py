@@ -131,7 +131,7 @@ def test_bits_do_not_depend_on_the_size_of_l1():
         "from tests.edge_client.kernels.conftest import Node\n"
         "rng = np.random.default_rng(0)\n"
         "shape = dict(out_channels=96, kernel_h=3, kernel_w=3, stride=1, pad=1, in_halo=1, out_halo=1)\n"
-        "for side in 1, 2, 9, 16:\n"  # Small tiles, small ones at the rim, large ones.
+        "for side in 1, 2, 9, 16, 32:\n"  # Small tiles, small ones at the rim, large ones, channels in turns.
         "    x, dy = (rng.standard_normal((1, 97, side + 1, side + 1, 16), np.float32) for _ in range(2))\n"
         "    indices = np.flatnonzero(rng.random(96 * 96 * 9) < 0.25).astype(np.int32)\n"  # Sparse still.
         "    values = rng.standard_normal(indices.size, np.float32)\n"
@@ -153,7 +153,7 @@ def test_bits_do_not_depend_on_the_size_of_l1():
         )
         assert child.returncode == 0, child.stderr
         outputs.append(child.stdout)
-    assert len(outputs[0]) > 2 * 4 * 96 * 16 * (1 + 4 + 81 + 256)
+    assert len(outputs[0]) > 2 * 4 * 96 * 16 * (1 + 4 + 81 + 256 + 1024)
     assert outputs[0] == outputs[1] == outputs[2]
 
 
