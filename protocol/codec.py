@@ -20,7 +20,7 @@ are read as well.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -141,28 +141,21 @@ def decode(
     sizes_of = universes(header.relation, base, cuts)
     header_of.check_lengths(header, sizes_of, cuts, len(data) - start)
 
-    view, sections = memoryview(data), []
-    for raw_length, coded_length in header.sections:
-        sections.append(memoryview(decompress(view[start : start + coded_length], raw_length)))
-        start += coded_length
-    parts, indices, values, side = sections
+    sections = _sections(header, memoryview(data)[start:])
+    parts, indices = next(sections), next(sections)
     table = table_bytes(sizes_of)
     if header.relation == "known" and base is not None:
         mask = base
     else:
-        streams = decode_streams(parts[:table], indices, sizes_of)
-        mask = _mask(header, positions_of(header.relation, base, streams, cuts))
-    prunable = mask.indices[: header.nnz]
+        mask = _mask(
+            header,
+            positions_of(header.relation, base, decode_streams(parts[:table], indices, sizes_of), cuts),
+        )
+    counts = _counts(mask.indices[: header.nnz], cuts)
     largest = np.frombuffer(parts[table:], "<f4").astype(np.float32)
-    return SparseVector(
-        mask,
-        np.concatenate(
-            [
-                decode_values(values, _counts(prunable, cuts), header.values, largest),
-                decode_values(side, [size - num_prunable], header.side, np.empty(0, np.float32)),
-            ]
-        ),
-    )
+    prunable = decode_values(next(sections), counts, header.values, largest)
+    rest = decode_values(next(sections), [size - num_prunable], header.side, np.empty(0, np.float32))
+    return SparseVector(mask, np.concatenate([prunable, rest]))
 
 
 def as_received(
@@ -224,6 +217,14 @@ def describe(data: bytes | memoryview) -> dict[str, Any]:
 # Parts
 
 
+def _sections(header: Header, coded: memoryview) -> Iterator[memoryview]:
+    """Each section when it is its turn: a dense model's are as large as the model."""
+    start = 0
+    for raw_length, coded_length in header.sections:
+        yield memoryview(decompress(coded[start : start + coded_length], raw_length))
+        start += coded_length
+
+
 def _ends(ends: Sequence[int], num_prunable: int) -> npt.NDArray[np.int64]:
     found = np.asarray(ends if len(ends) else [num_prunable], np.int64)
     if int(found[-1]) != num_prunable or bool((np.diff(found, prepend=0) < 0).any()):
@@ -240,4 +241,4 @@ def _mask(header: Header, prunable: npt.NDArray[np.integer[Any]]) -> Mask:
     if prunable.size != header.nnz:
         raise MalformedMessage(f"{prunable.size} positions are coded, the header says {header.nnz}")
     side = np.arange(header.num_prunable, header.size, dtype=np.int32)
-    return Mask(np.concatenate([prunable.astype(np.int32), side]), header.size)
+    return Mask(np.concatenate([prunable.astype(np.int32, copy=False), side]), header.size)

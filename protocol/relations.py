@@ -26,24 +26,26 @@ _PART = np.dtype([("coding", "u1"), ("parameter", "u1"), ("count", "<u4"), ("byt
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Positions of a universe that both sides know, cut into parts."""
+    """Increasing positions of a universe that both sides know, and where its parts end."""
 
-    sizes: list[int]  # Of the universe in each part.
-    indices: list[Indices]  # Positions within each part.
+    positions: npt.NDArray[Any]
+    ends: Longs
 
-    @classmethod
-    def of(cls, positions: npt.NDArray[Any], universe_ends: Longs) -> Stream:
-        """Cut increasing positions of a universe whose parts end there."""
-        begins = np.concatenate([[0], universe_ends[:-1]])
-        cuts = count_below(positions, universe_ends)
-        parts = np.split(positions, cuts[:-1])
-        local = [(part - begin).astype(np.int32) for part, begin in zip(parts, begins, strict=True)]
-        return cls([int(n) for n in universe_ends - begins], local)
+    def parts(self) -> Iterator[tuple[int, Indices]]:
+        """Size of the universe in each part, and the positions within it; one at a time, since all are a copy."""
+        begin = first = 0
+        for end, behind in zip(
+            self.ends.tolist(), count_below(self.positions, self.ends).tolist(), strict=True
+        ):
+            yield end - begin, (self.positions[first:behind] - begin).astype(np.int32, copy=False)
+            begin, first = end, behind
 
     @property
     def bound_bits(self) -> float:
         """What the positions need, part by part."""
-        return sum(bound_bits(n, part.size) for n, part in zip(self.sizes, self.indices, strict=True))
+        sizes = np.diff(self.ends, prepend=0).tolist()
+        counts = np.diff(count_below(self.positions, self.ends), prepend=0).tolist()
+        return sum(bound_bits(size, count) for size, count in zip(sizes, counts, strict=True))
 
 
 def relate(
@@ -54,7 +56,7 @@ def relate(
         return "known", bytes.fromhex(mask.digest), []
     num_prunable = int(ends[-1])
     indices = mask.indices[:nnz]
-    plain = Stream.of(indices, ends)
+    plain = Stream(indices, ends)
     if base is None or base.size != mask.size:
         return "none", None, [plain]
     support = base.below(num_prunable).indices
@@ -63,12 +65,12 @@ def relate(
     support_ends = count_below(support, ends)
     candidates: dict[Relation, list[Stream]] = {"none": [plain]}
     if new.size:
-        removed = Stream.of(gone, support_ends)
+        removed = Stream(gone, support_ends)
         # A new position's number among those that the base does not store.
-        added = Stream.of(new - np.searchsorted(support, new), ends - support_ends)
+        added = Stream(new - np.searchsorted(support, new), ends - support_ends)
         candidates["change"] = [removed, added]
     else:
-        candidates["subset"] = [Stream.of(np.searchsorted(support, indices), support_ends)]
+        candidates["subset"] = [Stream(np.searchsorted(support, indices), support_ends)]
     relation = min(candidates, key=lambda name: sum(s.bound_bits for s in candidates[name]))
     digest = None if relation == "none" else bytes.fromhex(base.digest)
     return relation, digest, candidates[relation]
@@ -125,7 +127,7 @@ def encode_streams(streams: list[Stream]) -> tuple[bytes, bytes]:
     """Return the table of parts, and their codes one behind the other."""
     rows, sections = [], []
     for stream in streams:
-        for size, indices in zip(stream.sizes, stream.indices, strict=True):
+        for size, indices in stream.parts():
             coding, parameter, data = encode_part(indices, size)
             rows.append((coding, parameter, indices.size, len(data)))
             sections.append(data)

@@ -117,12 +117,12 @@ def _refuse_not_finite(values: Vector) -> None:
 
 def _floating(values: Vector, value_format: str) -> npt.NDArray[Any]:
     if value_format == "bf16":  # The upper half of a float32, rounded to nearest even.
-        bits = values.view(np.uint32).astype(np.uint64)
+        bits = values.view(np.uint32)  # Of finite values: adding half a step does not overflow.
         rounded: npt.NDArray[Any] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
         too_large = (rounded & 0x7F80) == 0x7F80
     else:
         with np.errstate(over="ignore"):
-            rounded = values.astype(_DTYPES[value_format])
+            rounded = values.astype(_DTYPES[value_format], copy=False)
         too_large = ~np.isfinite(rounded)
     if bool(too_large.any()):
         worst = values[int(np.argmax(np.where(too_large, np.abs(values), 0)))]
@@ -141,7 +141,7 @@ def _from_planes(data: bytes | memoryview, value_format: str) -> Vector:
     if value_format == "bf16":
         values = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
     else:
-        values = raw.view(_DTYPES[value_format]).astype(np.float32)
+        values = raw.view(_DTYPES[value_format]).astype(np.float32, copy=False)
     if not bool(np.isfinite(values).all()):
         raise MalformedMessage("a value is not finite")
     return values

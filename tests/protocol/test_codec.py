@@ -436,6 +436,22 @@ def test_coding_a_changed_mask_takes_little_memory():
     assert peak_bytes < LITTLE_BYTES
 
 
+def test_a_dense_model_is_never_there_more_often_than_it_must():
+    size = 1_000_000
+    vector = SparseVector(Mask.full(size), np.random.default_rng(0).standard_normal(size).astype(np.float32))
+    tracemalloc.start()
+    try:
+        data = encode(vector, size, "f32")
+        encoded_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        decode(data, size, size, {})
+        decoded_bytes = tracemalloc.get_traced_memory()[1] - len(data)
+    finally:
+        tracemalloc.stop()
+    assert encoded_bytes < 8.1 * size + len(data)  # The values' planes, room for their section, and the body.
+    assert decoded_bytes < 13.5 * size  # Positions and values, what these come from, and whether they are finite.
+
+
 @pytest.mark.parametrize(
     ("coding", "parameter", "count", "index_bytes"),
     [
