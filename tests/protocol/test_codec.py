@@ -449,7 +449,7 @@ def test_a_dense_model_is_never_there_more_often_than_it_must():
     finally:
         tracemalloc.stop()
     assert encoded_bytes < 8.1 * size + len(data)  # The values' planes, room for their section, and the body.
-    assert decoded_bytes < 13.5 * size  # Positions and values, what these come from, and whether they are finite.
+    assert decoded_bytes < 13.5 * size  # Positions, values and where they come from, whether they are finite.
 
 
 @pytest.mark.parametrize(
