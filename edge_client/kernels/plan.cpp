@@ -120,11 +120,12 @@ int64_t lay_out(Pass& pass, const Grid& grid, int64_t reach_h, int64_t reach_w, 
     return std::max<int64_t>(1, (is_free_of_blocks(pass) ? here : TILE_BYTES) / bytes);
 }
 
-// Channels per column block: as many as fit, but at least what makes a row's visit worth it.
+// Channels per column block: as many as fit, but at least what makes a row's visit worth it; in all blocks about as many,
+// as those of a short last one would not.
 int64_t block_size(int64_t fitting, int64_t channels, int64_t rows, int64_t nnz) {
     if (nnz == 0) return channels;
     const int64_t enough = ceil_div(ENTRIES_PER_SEGMENT_MIN * rows * channels, nnz);
-    return std::min(channels, std::max(fitting, enough));
+    return ceil_div(channels, ceil_div(channels, std::max(fitting, enough)));
 }
 
 // Tiling and strides of a product of `rows` rows; returns the channels per column block. Where the channels that pay
