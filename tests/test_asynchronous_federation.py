@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -31,22 +30,38 @@ from tools.simulate import simulate
 SLOW = "client-003"
 
 
-def slowed(pause_s: float) -> Backend:
-    """The usual runtime; steps of one client take so much longer."""
+def slowed(behind: int) -> Backend:
+    """The usual runtime; before each step of one client the others take so many.
+
+    Steps and not seconds, so that a fast machine's client is as late as a slow one's. Where the others rest
+    (they have scored, the run has ended), it waits for a moment only.
+    """
     usual = onnx_backend(PORTABLE, library_path(), 1)
+    others, taken = threading.Condition(), 0
+
+    def pause() -> None:
+        with others:
+            goal = taken + behind
+            others.wait_for(lambda: taken >= goal, timeout=0.3)
+
+    def count() -> None:
+        nonlocal taken
+        with others:
+            taken += 1
+            others.notify()
 
     def open_(manifest, folder, saved):
         runtime = usual.open(manifest, folder, saved)
-        if threading.current_thread().name == SLOW:
-            step = runtime.step
-            runtime.step = lambda *arguments: (time.sleep(pause_s), step(*arguments))[1]
+        step = runtime.step
+        before = pause if threading.current_thread().name == SLOW else count
+        runtime.step = lambda *arguments: (before(), step(*arguments))[1]
         return runtime
 
     return Backend("slowed", open_)
 
 
-def run(home, out, made, pause_s=0.1):  # noqa: F811
-    simulate(made, clients(home), out, backend=slowed(pause_s))
+def run(home, out, made, behind=6):  # noqa: F811
+    simulate(made, clients(home), out, backend=slowed(behind))
     events = [json.loads(line) for line in (out / EVENTS).read_text().splitlines()]
     return read_csv(out / "rounds.csv"), events
 
@@ -71,7 +86,7 @@ def test_rounds_go_on_without_the_slowest_whose_update_counts_later(fault, metho
 @pytest.mark.slow
 def test_what_is_too_stale_is_begun_anew(home, tmp_path):  # noqa: F811
     made = experiment(home, DENSE, rounds=12, asynchronous=AsynchronousConfig(buffer=2, max_staleness=1))
-    rows, events = run(home, tmp_path, made, pause_s=0.3)
+    rows, events = run(home, tmp_path, made, behind=12)
     assert float(rows[-1]["accuracy"]) > 0.7
     missing = [event["round"] for event in events if event["event"] == "client-missing"]
     assert len(missing) >= 3
