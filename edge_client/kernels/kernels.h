@@ -69,6 +69,7 @@ struct Spmm {
     SparseRows matrix;
     Tiling tiling;
     const float* value;  // one per entry, where its visit says
+    const int32_t* order;  // where each entry's value is instead, only for tiles one pixel wide; or null
     const float* bias;   // one per row, or null
     const float* x;      // the pixel (0, 0, 0) of the source
     Triple x_stride;     // in floats

@@ -43,6 +43,9 @@ void ask_for(const float* values, size_t num_values) {
 
 int64_t chunks_of(const Tiling& tiling) { return tiling.tile_groups * tiling.row_groups; }
 
+// Whether each value is read once, so that putting it into order first would not pay.
+bool is_one_narrow_tile(const Tiling& t) { return t.extent.outer * t.bands * t.stripes == 1 && t.wide == 1; }
+
 void multiply_sparse(Context& context, const Plan& plan, int64_t blocks, const float* values, const float* bias,
                      const float* x, float* y) {
     const Kernels& k = kernels();
@@ -52,9 +55,11 @@ void multiply_sparse(Context& context, const Plan& plan, int64_t blocks, const f
     int64_t chunks = 0;
     for (const Pass& pass : plan.passes) {
         const std::vector<int32_t>& order = pass.matrix.order;
+        const Tiling tiling = pass.tiling_of(blocks);
+        const bool is_looked_up = !order.empty() && is_one_narrow_tile(tiling);
         const float* pass_values = values;
         // The values change with every step, so they are put into the pass's order every time.
-        if (!order.empty()) {
+        if (!order.empty() && !is_looked_up) {
             if (!ordered) {
                 ordered = per_entry(static_cast<size_t>(plan.nnz));
                 ask_for(values, static_cast<size_t>(plan.nnz));
@@ -65,8 +70,9 @@ void multiply_sparse(Context& context, const Plan& plan, int64_t blocks, const f
             pass_values = to;
         }
         calls.push_back({pass.matrix.view(),
-                         pass.tiling_of(blocks),
+                         tiling,
                          pass_values,
+                         is_looked_up ? order.data() : nullptr,
                          bias,
                          x + pass.source_base,
                          pass.source_stride,
