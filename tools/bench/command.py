@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from protocol.codec import ValueFormat
 from protocol.errors import ConfigError
+from tools.bench import isa
 
 USUAL_BATCH = {"mlp": 64, "lenet": 64, "cnn": 64, "resnet8": 16, "resnet18": 16, "vgg19": 32}
 DENSITIES = (0.1, 0.05, 0.02)
@@ -22,17 +23,17 @@ PARTS = {
     "step": (
         "One whole training step beside other engines.",
         "step --model resnet18 --batch 16 --density 0.02",
-        "model artifact batch density masks against threads seconds json",
+        "model artifact batch density masks against isa threads seconds json",
     ),
     "gemm": (
         "One linear layer, all three products, beside torch.",
         "gemm --size 1024 --batch 64 --density 0.02",
-        "size batch density threads seconds json",
+        "size batch density isa threads seconds json",
     ),
     "layers": (
         "Each layer alone and hot, beside the roofline.",
         "layers --model resnet18 --density 0.05",
-        "model artifact batch density threads seconds json",
+        "model artifact batch density isa threads seconds json",
     ),
     "profile": (
         "Where the time of a step goes, by operator.",
@@ -44,7 +45,7 @@ PARTS = {
         "calibrate --state state/pi-07",
         "state threads seconds json",
     ),
-    "roofline": ("What one core of this machine can do at most.", "roofline", "json"),
+    "roofline": ("What one core of this machine can do at most.", "roofline", "isa json"),
     "memory": (
         "Peak memory of a client that trains each model.",
         "memory --model resnet18 --density 0.02",
@@ -63,7 +64,7 @@ PARTS = {
     "table": (
         "The engine's targets beside what is measured here; minutes.",
         "table --out runs/table",
-        "structured only seconds client-python out",
+        "structured only isa seconds client-python out",
     ),
 }
 
@@ -104,6 +105,10 @@ def _options() -> dict[str, dict[str, Any]]:
         "against": {"default": sides, "help": "sides to measure beside ours; default: %(default)s"},
         "size": {"type": _positive, "help": "inputs and outputs, 1024; or positions, 1000000"},
         "values": {"choices": get_args(ValueFormat), "help": "value format; default f16"},
+        "isa": {
+            "choices": list(isa.NAMES),
+            "help": "instruction set of our kernels and torch's; default: the widest",
+        },
         "threads": {"type": _positive, "default": 1, "help": "of every side; default 1"},
         "seconds": {"type": float, "help": "time given to each side of a measurement; default 4, layers 1"},
         "client-python": {"default": sys.executable, "metavar": "PYTHON", "help": python},
@@ -128,6 +133,8 @@ def _run_part(part: Callable[[argparse.Namespace], int], options: argparse.Names
     given = [f"--{name}" for name in EVERYTHING if getattr(options, f"all_{name}") is not None]
     if given:
         raise ConfigError(f"{', '.join(given)}: write the options of `bench {options.part}` after its name")
+    if getattr(options, "isa", None):
+        isa.hold(options.isa)
     return part(options)
 
 

@@ -23,6 +23,7 @@ from protocol.artifact import Manifest
 from protocol.errors import SparsefleetError
 from protocol.layout import PRUNABLE
 from protocol.sparse import Mask, count_below
+from tools.bench import isa
 from tools.bench.subject import LEARNING_RATE, MOMENTUM, Batch
 from tools.bench.timing import Step, say_once
 
@@ -91,6 +92,10 @@ def ort_training_step(task: Task) -> Step:
 
     Its SGD has no momentum, which spares it one pass over the weights.
     """
+    if isa.is_held():
+        raise Missing(
+            "our kernels are held to an instruction set (--isa, SPARSEFLEET_ISA), and its own cannot be"
+        )
     from onnxruntime.training import api
 
     module = _module(task)

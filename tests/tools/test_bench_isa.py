@@ -1,0 +1,59 @@
+"""Both sides of a comparison use the instruction set asked for; what torch has says itself what it uses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from protocol.errors import ConfigError
+from tests.edge_client.kernels.test_kernels_library import IS_X86, cpu_flags
+from tools.bench import isa, rivals
+
+SIDES = """
+from edge_client.kernels import library_path
+from edge_client.ort import kernel_isa
+from tools.bench import isa
+isa.hold("avx2")
+import torch
+print("ours:", kernel_isa(library_path()))
+print("torch:", torch.backends.cpu.get_cpu_capability())
+x = torch.ones(2, 16, 32, 32)
+x[0, 0] @ x[0, 1]
+torch.nn.Conv2d(16, 16, 3)(x)
+"""
+
+
+@pytest.fixture
+def restored(monkeypatch):
+    for name in (isa.OURS, *isa.TORCH):
+        monkeypatch.setenv(name, "")  # What hold() sets is gone afterwards.
+
+
+@pytest.mark.skipif(not IS_X86 or not {"avx2", "fma"} <= cpu_flags(), reason="this machine has no AVX2")
+def test_our_kernels_and_torch_are_held_to_the_same():
+    pytest.importorskip("torch")
+    names = {isa.OURS, *isa.TORCH}
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {"MKL_VERBOSE": "1", "ONEDNN_VERBOSE": "1"}
+    command = [sys.executable, "-c", SIDES]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "ours: avx2\n" in said
+    assert "torch: AVX2\n" in said
+    (products,) = [line for line in said.splitlines() if line.startswith("MKL_VERBOSE oneMKL")]
+    assert "Extensions 512" not in products
+    assert ",cpu,isa:Intel AVX2\n" in said
+
+
+def test_what_this_machine_lacks_is_an_error(restored, monkeypatch):
+    monkeypatch.setattr(isa, "kernel_isa", lambda library: "")  # As the library answers then.
+    with pytest.raises(ConfigError, match=r"--isa avx512: this machine does not have it"):
+        isa.hold("avx512")
+
+
+def test_onnxruntime_is_left_out_since_nothing_holds_it(monkeypatch):
+    monkeypatch.setenv(isa.OURS, "baseline")
+    with pytest.raises(rivals.Missing, match="cannot be"):
+        rivals.ort_training_step(None)

@@ -1,0 +1,41 @@
+"""One instruction set for all sides of a comparison: `--isa avx2`.
+
+A ratio holds for one width of vectors: sparse kernels wait for loads, dense ones for multiply-adds, and a processor
+has another balance of them for each width.
+"""
+
+from __future__ import annotations
+
+import os
+
+from edge_client.kernels import library_path
+from edge_client.ort import kernel_isa
+from protocol.errors import ConfigError
+
+OURS = "SPARSEFLEET_ISA"
+# What PyTorch's own kernels, oneDNN (convolutions) and MKL (matrix products) call each of ours. MKL was half as fast
+# again where it was left out.
+TORCH = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+NAMES = {
+    "avx512": ("avx512", "AVX512_CORE", "AVX512"),
+    "avx2": ("avx2", "AVX2", "AVX2"),
+    "baseline": ("default", "SSE41", "SSE4_2"),
+}
+
+
+def hold(name: str) -> None:
+    """Let our kernels and torch's use nothing beyond this, in this process and its children; before either has run.
+
+    Raises:
+        ConfigError: this machine does not have it.
+    """
+    os.environ |= {OURS: name, **dict(zip(TORCH, NAMES[name], strict=True))}
+    if kernel_isa(library_path()) != name:
+        raise ConfigError(
+            f"--isa {name}: this machine does not have it; `sparsefleet bench roofline` says what it has"
+        )
+
+
+def is_held() -> bool:
+    """Whether our kernels may use less than the machine has. onnxruntime's own kernels cannot be told."""
+    return bool(os.environ.get(OURS))
