@@ -13,10 +13,11 @@ from tests.edge_client.kernels.test_kernels_library import IS_X86, cpu_flags
 from tools.bench import isa, rivals
 
 SIDES = """
+import sys
 from edge_client.kernels import library_path
 from edge_client.ort import kernel_isa
 from tools.bench import isa
-isa.hold("avx2")
+isa.hold(sys.argv[1])
 import torch
 print("ours:", kernel_isa(library_path()))
 print("torch:", torch.backends.cpu.get_cpu_capability())
@@ -33,18 +34,26 @@ def restored(monkeypatch):
 
 
 @pytest.mark.skipif(not IS_X86 or not {"avx2", "fma"} <= cpu_flags(), reason="this machine has no AVX2")
-def test_our_kernels_and_torch_are_held_to_the_same():
+@pytest.mark.parametrize(
+    ("name", "capability", "convolutions", "wider_products"),
+    [
+        ("avx2", "AVX2", "Intel AVX2", "Vector Extensions 512"),
+        ("baseline", "DEFAULT", "Intel SSE4.1", "Vector Extensions"),
+    ],
+    ids=["avx2", "baseline"],
+)
+def test_our_kernels_and_torch_are_held_to_the_same(name, capability, convolutions, wider_products):
     pytest.importorskip("torch")
     names = {isa.OURS, *isa.TORCH}
     environment = {name: value for name, value in os.environ.items() if name not in names}
     environment |= {"MKL_VERBOSE": "1", "ONEDNN_VERBOSE": "1"}
-    command = [sys.executable, "-c", SIDES]
+    command = [sys.executable, "-c", SIDES, name]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    assert "ours: avx2\n" in said
-    assert "torch: AVX2\n" in said
+    assert f"ours: {name}\n" in said
+    assert f"torch: {capability}\n" in said
     (products,) = [line for line in said.splitlines() if line.startswith("MKL_VERBOSE oneMKL")]
-    assert "Extensions 512" not in products
-    assert ",cpu,isa:Intel AVX2\n" in said
+    assert wider_products not in products
+    assert f",cpu,isa:{convolutions}\n" in said
 
 
 def test_what_this_machine_lacks_is_an_error(restored, monkeypatch):
