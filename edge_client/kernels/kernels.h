@@ -51,6 +51,8 @@ struct Visit {
 // How many visits ahead their values, and what they write, are asked for: visits jump about in both, where no
 // processor foresees them.
 constexpr int64_t VISITS_AHEAD = 4;
+// How many entries ahead their offsets are read.
+constexpr int OFFSETS_AHEAD = 4;
 
 // A sparse matrix whose columns are places in a blocked tensor. Entries are stored in the order in
 // which they are visited: row group by row group, in each the column blocks one after the other (so
@@ -60,7 +62,7 @@ struct SparseRows {
     int64_t col_blocks;
     const int32_t* first;   // [row_groups * col_blocks + 1]: segment s owns visits [first[s], first[s + 1])
     const Visit* visits;    // visits[-1] exists and ends at entry 0; VISITS_AHEAD more follow the last one
-    const int32_t* offset;  // in floats, from a pixel of x to the one that this entry multiplies
+    const int32_t* offset;  // in floats, from a pixel of x to the one that this entry multiplies; OFFSETS_AHEAD more follow
 };
 
 // y[pixel, row] = bias[row] + sum over the entries of the row of value * x[pixel + offset].
@@ -340,7 +342,7 @@ struct Kernels {
     void (*global_average_grad)(const float* dy, float* dx, const Blocked& dx_geometry, int64_t plane);
 
     // Yardsticks, not parts of a network (isa/roofline.inc). `sums` holds ROOFLINE_SUMS floats; the
-    // work done is returned, in operations (peak) or bytes (stream).
+    // work done is returned, in operations (peak) or bytes (stream). As in SparseRows OFFSETS_AHEAD offsets more follow.
     int64_t (*peak_fma)(int64_t rounds, float* sums);
     int64_t (*peak_gather)(const float* x, const float* value, const int32_t* offset, int64_t entries,
                            int64_t rounds, float* sums);

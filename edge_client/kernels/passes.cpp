@@ -113,7 +113,7 @@ void multiply_dense(Context& context, const Pass& pass, int64_t blocks, const fl
 void weight_gradient_sparse(Context& context, const Pass& pass, int64_t blocks, const float* x,
                             const float* dy, float* d_values) {
     const Kernels& k = kernels();
-    const size_t entries = pass.matrix.offset.size();
+    const size_t entries = pass.matrix.entries();
     const Tiling tiling = pass.tiling_of(blocks);
     const size_t tile_groups = static_cast<size_t>(tiling.tile_groups);
     if (tile_groups == 0) {

@@ -35,10 +35,11 @@ struct SparseMatrix {
     int64_t col_blocks = 1;
     std::vector<int32_t> first;
     std::vector<Visit> visits;    // one before entry 0, those of the segments, then VISITS_AHEAD without entries
-    std::vector<int32_t> offset;  // one per entry
+    std::vector<int32_t> offset;  // one per entry, then OFFSETS_AHEAD of none
     // Where each entry's value is, for passes whose values are put into the order of the entries; else empty.
     std::vector<int32_t> order;
 
+    size_t entries() const { return offset.size() - OFFSETS_AHEAD; }
     SparseRows view() const { return {col_blocks, first.data(), visits.data() + 1, offset.data()}; }
 };
 

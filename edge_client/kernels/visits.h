@@ -78,7 +78,7 @@ void build(SparseMatrix& m, int64_t row_groups, int64_t rows, const Columns& col
         }
     }
     m.visits.insert(m.visits.end(), static_cast<size_t>(VISITS_AHEAD), Visit{0, end, 0});
-    m.offset.resize(static_cast<size_t>(end));
+    m.offset.resize(static_cast<size_t>(end + OFFSETS_AHEAD));
     m.order.resize(in_place ? 0 : static_cast<size_t>(end));
     for (int64_t turn = 0; turn < columns.step; turn++) {
         each([&](int64_t row, int64_t channel, int64_t offset, int64_t position) {

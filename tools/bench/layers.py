@@ -25,6 +25,8 @@ from tools.bench.timing import Step, alternate, clock_of
 
 SECONDS = 1.0  # For each pass of each layer.
 PASSES = ("forward", "input_gradient", "weight_gradient")
+# So long that the call itself does not count: a fifth of a millisecond, as the layers take.
+GATHER_ROUNDS = 256
 GATHER, MEMORY = "gather", "memory of "
 
 
@@ -59,11 +61,10 @@ def _one(
     size = int(np.prod(layer.shape))
     nnz = max(1, round(density * size))
     gather = limits.gather(L1_BYTES)
-    rounds = 16
     steps = _steps(layer, nnz, threads, rng)
     memory = {f"{MEMORY}{name}": step for name, step in _memory_steps(layer, limits).items() if name in steps}
-    times = alternate(steps | memory | {GATHER: lambda: gather(rounds)}, threads, seconds)
-    limit = gather(rounds) / times[GATHER] / 1e9 * threads
+    times = alternate(steps | memory | {GATHER: lambda: gather(GATHER_ROUNDS)}, threads, seconds)
+    limit = gather(GATHER_ROUNDS) / times[GATHER] / 1e9 * threads
     operations = 2 * nnz * layer.pixels * batch_size
     found: dict[str, Any] = {
         "op": "gemm" if _is_gemm(layer) else "conv",

@@ -42,13 +42,13 @@ namespace {
 #include "norm.inc"
 #include "pointwise.inc"
 #include "pool.inc"
-#include "roofline.inc"
 #include "saved.inc"
-// spmm.inc first, for each_tile, each_piece and distance; product.inc before winograd.inc.
+// spmm.inc first, for each_tile, each_piece, distance and Offsets; product.inc before winograd.inc.
 #include "spmm.inc"
 #include "dense_grad.inc"
 #include "dense.inc"
 #include "sddmm.inc"
+#include "roofline.inc"
 #include "product.inc"
 #include "winograd_lines.inc"
 #include "winograd.inc"
