@@ -25,6 +25,9 @@ using sparsefleet::Kernels;
 // Floats that `sums` must hold below, for every instruction set.
 SPARSEFLEET_EXPORT int64_t sparsefleet_roofline_sums() { return sparsefleet::ROOFLINE_SUMS; }
 
+// How many offsets behind the last one the gather reads.
+SPARSEFLEET_EXPORT int64_t sparsefleet_roofline_ahead() { return sparsefleet::OFFSETS_AHEAD; }
+
 // Floats that one entry of the gather reads: the largest tile of spmm.
 SPARSEFLEET_EXPORT int64_t sparsefleet_roofline_tile() {
     return sparsefleet::done([](const Kernels& k) { return k.spmm_pixels * sparsefleet::LANES; });

@@ -28,7 +28,9 @@ def test_the_gather_multiplies_every_entry_in_every_round(limits):
     tile = limits.library.sparsefleet_roofline_tile()
     x = rng.standard_normal(4 * tile).astype(np.float32)
     value, offset = rng.standard_normal(10).astype(np.float32), 16 * np.arange(10, dtype=np.int32)
-    read_ahead = np.concatenate((offset, np.full(roofline.OFFSETS_AHEAD, 2**30, np.int32)))
+    read_ahead = np.concatenate(
+        (offset, np.full(limits.library.sparsefleet_roofline_ahead(), 2**30, np.int32))
+    )
     sums = np.zeros(limits.sums.size, np.float32)
     done = limits.library.sparsefleet_roofline_gather(
         pointer(x), pointer(value), pointer(read_ahead), long(10), long(3), pointer(sums)

@@ -30,7 +30,6 @@ L1_BYTES = 16 * 1024  # Half of the smallest L1 we know: offsets and weights nee
 L2_BYTES = 192 * 1024  # Beyond every L1, within the smallest L2 we know (256 KiB for each core).
 DRAM_BYTES = 64 * 1024 * 1024  # Each of the two buffers.
 ENTRIES = 512
-OFFSETS_AHEAD = 4  # edge_client/kernels/kernels.h: so many behind the last one are read, and not used.
 SAMPLE_SECONDS = 0.02
 SAMPLES = 9
 
@@ -73,7 +72,7 @@ class Limits:
         if not isa:
             raise RuntimeMissing("SPARSEFLEET_ISA names an instruction set that this machine does not have")
         library = ctypes.CDLL(str(path))
-        for name in ("sums", "tile", "fma", "gather", "read", "scale"):
+        for name in ("sums", "tile", "ahead", "fma", "gather", "read", "scale"):
             getattr(library, f"sparsefleet_roofline_{name}").restype = ctypes.c_int64
         sums = np.full(library.sparsefleet_roofline_sums(), 1e-9, np.float32)
         return cls(library, isa, sums)
@@ -88,7 +87,8 @@ class Limits:
         x = aligned(tile_bytes // 4)
         x[:] = 1e-9
         places = (x.size - self.library.sparsefleet_roofline_tile()) // 16 + 1
-        offset = (16 * rng.integers(0, places, ENTRIES + OFFSETS_AHEAD)).astype(np.int32)
+        read = ENTRIES + self.library.sparsefleet_roofline_ahead()
+        offset = (16 * rng.integers(0, places, read)).astype(np.int32)
         value = np.full(ENTRIES, 1e-9, np.float32)
 
         def work(rounds: int) -> int:
