@@ -8,6 +8,7 @@ again, `connections` goes up, and those above ask again for what they still need
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import socket
@@ -117,8 +118,7 @@ class MqttTransport:
         client.username_pw_set(username, password)
         if scheme == "mqtts":
             client.tls_set_context(tls.context())
-        if will is not None:
-            client.on_pre_connect = lambda *_: self._leave_will(will)
+        client.on_pre_connect = lambda *_: self._prepare(will)
         client.max_inflight_messages_set(MAX_IN_FLIGHT_PACKETS)
         client.on_socket_open = self._on_socket_open
         client.on_connect = self._on_connect
@@ -238,7 +238,7 @@ class MqttTransport:
             if self._client.is_connected():
                 self._state.wait_for(lambda: not self._sizes, CLOSE_S)
         self._client.disconnect()
-        self._client.loop_stop()
+        self._end()
 
     def kill(self) -> None:
         """Cut the connection without a farewell, as a power failure would: the will is published."""
@@ -247,8 +247,17 @@ class MqttTransport:
             self._state.notify_all()
         connection: Any = self._client.socket()  # paho types it without shutdown.
         if connection is not None:
-            connection.shutdown(socket.SHUT_RDWR)
-        self._client.loop_stop()
+            # The broker, or paho's thread, may have closed it already.
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self._end()
+
+    def _end(self) -> None:
+        """Wait for paho's thread and close all sockets: not when the garbage collector happens to come by."""
+        # paho forgets its thread when that ends, which may be after it has looked and before it joins.
+        with contextlib.suppress(AttributeError):
+            self._client.loop_stop()
+        self._client.reinitialise()
 
     # Connecting
 
@@ -289,9 +298,16 @@ class MqttTransport:
             f"{self._url} accepted the connection, but gave no answer in {timeout_s} s: is it an MQTT broker?"
         )
 
-    def _leave_will(self, will: Will) -> None:
-        """Leave it for the connection that is about to be made."""
-        self._client.will_set(will.topic, will.of(self._connections + 1), QOS, will.retain)
+    def _prepare(self, will: Will | None) -> None:
+        """Leave a will for the connection that is about to be made.
+
+        Raises:
+            OSError: closed. A new connection would take the place of whoever has this client id by now.
+        """
+        if self._is_closed:
+            raise ConnectionAbortedError("closed")
+        if will is not None:
+            self._client.will_set(will.topic, will.of(self._connections + 1), QOS, will.retain)
 
     def _back_off(self) -> None:
         """Choose the next wait anew: doubling, and by chance, lest a fleet returns all at once."""

@@ -1,9 +1,12 @@
 """Loopback, aMQTT and mosquitto behave alike: one list of behaviours, run against all three."""
 
 import contextlib
+import gc
+import socket
 import threading
 import time
 
+import psutil
 import pytest
 
 from protocol import mqtt, topics
@@ -379,6 +382,53 @@ def test_a_second_connection_of_the_same_client_replaces_the_first(broker):
     assert next_packet(coordinator) == Packet(STATE, b"gone")
     first.kill()  # Or it would come back and replace the second in turn.
     second.close()
+
+
+@really
+def test_a_connection_that_was_lost_meanwhile_can_be_killed(broker, monkeypatch):
+    device, lost = broker.connect("pi-1"), socket.socket()
+    lost.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(device._client, "socket", lambda: lost)
+        device.kill()
+    with pytest.raises(TransportError, match="closed"):
+        device.publish(STATE, b"gone")
+
+
+@really
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_whoever_ends_a_connection_gets_its_sockets_back_at_once(broker, end):
+    """Open files are few, and `select` waits for none from the 1,024th on: not when garbage is collected."""
+    process = psutil.Process()
+    gc.disable()
+    try:
+        before = process.num_fds()
+        device = broker.connect("pi-1")
+        assert process.num_fds() > before
+        getattr(device, end)()
+        until(lambda: process.num_fds() <= before)  # A broker in this process has its own, too.
+    finally:
+        gc.enable()
+
+
+@really
+def test_who_was_killed_late_does_not_take_the_place_of_who_came_next(broker, monkeypatch):
+    """On a busy machine: the thread that makes connections is told to stop only when it could have made one."""
+    first = broker.connect("pi-1")
+    stop = first._client.loop_stop
+
+    def stop_late() -> None:
+        time.sleep(5 * mqtt.ENDING_S)
+        stop()
+
+    monkeypatch.setattr(first._client, "loop_stop", stop_late)
+    kill = threading.Thread(target=first.kill)
+    kill.start()
+    second = broker.connect("pi-1")
+    kill.join()
+    second.publish(STATE, b"here", retain=True)
+    until(lambda: retained(broker) == b"here")
+    assert second.connections == 1
 
 
 @really
