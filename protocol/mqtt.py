@@ -23,18 +23,13 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from protocol.broker_url import parse
 from protocol.errors import TransportError
+from protocol.in_flight import MAX_IN_FLIGHT_PACKETS, InFlight
 from protocol.tls import Tls, explain
 from protocol.topics import QOS
 from protocol.transport import MAX_QUEUED_BYTES, MAX_QUEUED_PACKETS, Packet, Will
 
 # Twice a chunk. Whoever sends more is not one of us; paho has read it by then, but nobody keeps it.
 MAX_PAYLOAD_BYTES = 256 * 1024 + 1024
-
-# Published and not yet acknowledged: enough for a fast network's delay, little enough that a small
-# message does not wait for minutes behind chunks on a slow one, and that little is sent again after a
-# broker's restart.
-MAX_IN_FLIGHT_PACKETS = 32
-MAX_IN_FLIGHT_BYTES = 256 << 10
 
 # Full receive queue: hold back the broker for so long, but less than the keep-alive, then drop.
 RECEIVE_QUEUE_WAIT_S = 5.0
@@ -98,12 +93,7 @@ class MqttTransport:
         self._resubscribed: dict[int, str] = {}  # Message id -> filter; only paho's thread uses it.
         self._queue: deque[Packet] = deque()
         self._queued_bytes = 0
-        self._sizes: dict[int, int] = {}  # Message id -> bytes, of what is not yet acknowledged.
-        self._early: set[int] = set()  # Acknowledged before `publish` had learned the id.
-        self._in_flight_packets = 0
-        self._in_flight_bytes = 0
-        self._num_publishing = 0  # Threads that wait for room.
-        self._num_acknowledged = 0
+        self._in_flight = InFlight(self._state)
         self._refusal: ReasonCode | None = None
         self._num_failures = 0  # Since the last connect.
         self._is_closed = False
@@ -161,20 +151,21 @@ class MqttTransport:
         if len(payload) > MAX_PAYLOAD_BYTES:
             raise ValueError(f"a payload of {len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} are received")
         packet = Packet(topic, payload)
-        self._reserve(packet.num_bytes)
+        in_flight = self._in_flight
+        if not in_flight.reserve(packet.num_bytes, self._publish_timeout_s, lambda: self._is_closed):
+            self._check_open()
+            raise TransportError(
+                f"the broker at {self._url} acknowledged nothing for {self._publish_timeout_s} s; "
+                f"{in_flight.num_packets} packets, {in_flight.num_bytes} bytes are under way"
+            )
         try:
             message_id = self._client.publish(topic, payload, QOS, retain).mid
         except ValueError:
-            with self._state:
-                self._release(packet.num_bytes)
+            in_flight.release(packet.num_bytes)
             raise
         with self._state:
             self._sent_bytes += packet.num_bytes
-            if message_id in self._early:
-                self._early.remove(message_id)
-                self._release(packet.num_bytes)
-            else:
-                self._sizes[message_id] = packet.num_bytes
+        in_flight.sent(message_id, packet.num_bytes)
 
     def subscribe(self, topic_filter: str) -> None:
         """Receive what matches; returns when the broker has agreed, or at once without a connection.
@@ -236,7 +227,7 @@ class MqttTransport:
             self._is_closed = True
             self._state.notify_all()
             if self._client.is_connected():
-                self._state.wait_for(lambda: not self._sizes, CLOSE_S)
+                self._state.wait_for(lambda: self._in_flight.is_empty, CLOSE_S)
         self._client.disconnect()
         self._end()
 
@@ -319,44 +310,6 @@ class MqttTransport:
         wait_s = max(RECONNECT_S_MIN, longest_s * random.uniform(0.5, 1.0))  # noqa: S311  (No secret.)
         self._client.reconnect_delay_set(wait_s, wait_s)  # type: ignore[arg-type]  # It only sleeps.
 
-    # Under way
-
-    def _reserve(self, num_bytes: int) -> None:
-        """Wait for room; as long as acknowledgements arrive, however slowly, there is hope."""
-        with self._state:
-            self._check_open()
-            while not self._has_room(num_bytes):
-                before = self._num_acknowledged
-                self._num_publishing += 1
-                self._state.notify_all()
-                is_better = self._state.wait_for(
-                    lambda: self._num_acknowledged != before or self._is_closed,  # noqa: B023
-                    self._publish_timeout_s,
-                )
-                self._num_publishing -= 1
-                self._check_open()
-                if not is_better:
-                    raise TransportError(
-                        f"the broker at {self._url} acknowledged nothing for {self._publish_timeout_s} s; "
-                        f"{self._in_flight_packets} packets, {self._in_flight_bytes} bytes are under way"
-                    )
-            self._in_flight_packets += 1
-            self._in_flight_bytes += num_bytes
-
-    def _has_room(self, num_bytes: int) -> bool:
-        if not self._in_flight_packets:
-            return True  # However large it is.
-        return (
-            self._in_flight_packets < MAX_IN_FLIGHT_PACKETS
-            and self._in_flight_bytes + num_bytes <= MAX_IN_FLIGHT_BYTES
-        )
-
-    def _release(self, num_bytes: int) -> None:
-        self._in_flight_packets -= 1
-        self._in_flight_bytes -= num_bytes
-        self._num_acknowledged += 1
-        self._state.notify_all()
-
     def _check_open(self) -> None:
         if self._is_closed:
             raise TransportError(f"the connection to {self._url} is closed")
@@ -415,12 +368,7 @@ class MqttTransport:
             _log.warning("Not allowed to subscribe again. url=%s filter=%s", self._url, topic_filter)
 
     def _on_publish(self, client: Any, userdata: Any, message_id: int, reason: Any, properties: Any) -> None:
-        with self._state:
-            num_bytes = self._sizes.pop(message_id, None)
-            if num_bytes is None:
-                self._early.add(message_id)
-            else:
-                self._release(num_bytes)
+        self._in_flight.acknowledged(message_id)
 
     def _on_message(self, client: Any, userdata: Any, message: paho.MQTTMessage) -> None:
         try:
@@ -435,7 +383,7 @@ class MqttTransport:
             # Not while somebody waits to publish: the acknowledgement comes behind this packet, and who waits
             # for it is who would fetch.
             self._state.wait_for(
-                lambda: self._is_closed or self._num_publishing or self._can_queue(packet.num_bytes),
+                lambda: self._is_closed or self._in_flight.num_waiting or self._can_queue(packet.num_bytes),
                 RECEIVE_QUEUE_WAIT_S,
             )
             if self._can_queue(packet.num_bytes):

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from protocol import mqtt, topics
+from protocol import in_flight, mqtt, topics
 from protocol.blob_store import BlobStore, Publisher
 from protocol.blobs import Assembly
 from protocol.errors import ConfigError, TransportError
@@ -454,7 +454,7 @@ def test_what_is_published_without_a_connection_arrives_after_it(broker):
 def test_publishing_waits_and_then_fails_when_nothing_is_acknowledged(broker):
     device = broker.connect("pi-1", publish_timeout_s=0.3)
     broker.server.stop()
-    for _ in range(mqtt.MAX_IN_FLIGHT_PACKETS):
+    for _ in range(in_flight.MAX_IN_FLIGHT_PACKETS):
         device.publish(STATE, b"")
     with pytest.raises(TransportError, match=r"acknowledged nothing for 0\.3 s; 32 packets"):
         device.publish(STATE, b"")
@@ -485,7 +485,7 @@ def test_who_waits_to_publish_behind_a_flood_does_not_wait_for_itself_to_fetch(b
     for _ in range(50):
         coordinator.publish(TASK, b"flood")
     until(lambda: len(device._queue) == 4)
-    monkeypatch.setattr(mqtt, "MAX_IN_FLIGHT_PACKETS", 1)
+    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT_PACKETS", 1)
     for _ in range(3):
         device.publish(STATE, b"")
     assert device.num_dropped > 0

@@ -105,12 +105,12 @@ def test_what_is_dropped_or_lost_does_not_arrive_and_the_rest_does(name, proxy, 
 def test_a_lost_packet_is_acknowledged_and_a_dropped_one_is_not(proxy, device):
     proxy.set("lose", 1.0, "up")
     device.publish(STATE, b"1")
-    until(lambda: device._in_flight_packets == 0)
+    until(lambda: device._in_flight.num_packets == 0)
     proxy.set("lose", 0.0)
     proxy.set("drop", 1.0, "up")
     device.publish(STATE, b"2")
     time.sleep(0.5)
-    assert device._in_flight_packets == 1
+    assert device._in_flight.num_packets == 1
 
 
 def test_duplicates_arrive_up_to_five_times(proxy, coordinator, device):
