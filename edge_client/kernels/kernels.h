@@ -240,8 +240,7 @@ struct SgdRates {
 struct Kernels {
     const char* isa;       // "avx512", "avx2", "baseline" or "neon"
     int64_t spmm_pixels;   // largest tile area of spmm: what keeps its accumulators in registers
-    int64_t spmm_pixels_past_l1;  // its tile area where the pixels under the largest one exceed L1
-    int64_t one_set_pixels;       // tiles of spmm with so many pixels or more add a row's entries in one order
+    int64_t one_set_pixels;  // tiles of spmm with so many pixels or more add a row's entries in one order
     int64_t sddmm_pixels;  // largest tile area of sddmm
     int64_t dense_pixels;  // and of dense
     int64_t dense_grad_taps;  // so many taps of dense_grad go together

@@ -128,22 +128,6 @@ int64_t block_size(int64_t fitting, int64_t channels, int64_t rows, int64_t nnz)
     return ceil_div(channels, ceil_div(channels, std::max(fitting, enough)));
 }
 
-// Tiling and strides of a product of `rows` rows; returns the channels per column block. Where the channels that pay
-// for a visit exceed L1, tiles are smaller: more of their pixels stay there. Not where that could change the bits, as
-// the size of L1 is another on each machine.
-int64_t lay_out_product(Pass& pass, const Grid& grid, int64_t reach_h, int64_t reach_w, int64_t channels,
-                        int64_t rows, int64_t nnz) {
-    const Kernels& k = kernels();
-    const int64_t fitting = lay_out(pass, grid, reach_h, reach_w, k.spmm_pixels);
-    const int64_t block_channels = block_size(fitting, channels, rows, nnz);
-    if (block_channels <= fitting || !is_free_of_blocks(pass)) return block_channels;
-    Pass smaller;
-    const int64_t more_fitting = lay_out(smaller, grid, reach_h, reach_w, k.spmm_pixels_past_l1);
-    if (!is_free_of_blocks(smaller)) return block_channels;
-    pass = std::move(smaller);
-    return block_size(more_fitting, channels, rows, nnz);
-}
-
 void share_out(Tiling& t, int64_t rows) {
     t.tile_groups = std::min(tiles_of(t), CHUNKS_WANTED);
     if (t.tile_groups == 0) return;
@@ -152,8 +136,11 @@ void share_out(Tiling& t, int64_t rows) {
 }
 
 // The passes whose rows are output channels: forward and weight gradient.
-void build_by_output(Pass& pass, const ConvGeometry& g, const int32_t* indices, int64_t nnz,
-                     int64_t block_channels) {
+void lay_out_by_output(Pass& pass, const ConvGeometry& g, const int32_t* indices, int64_t nnz, int64_t pixels_max) {
+    const int64_t fitting = lay_out(pass, forward_grid(g), g.kernel_h, g.kernel_w, pixels_max);
+    const int64_t block_channels = block_size(fitting, g.x.channels, g.y.channels, nnz);
+    aim_forward(pass, g);
+    share_out(pass.tiling, g.y.channels);
     build(pass.matrix, pass.tiling.row_groups, g.y.channels, {g.x.channels, block_channels, g.x.plane},
           Positions::ASCENDING, [&](const auto& emit) {
               for (int64_t i = 0; i < nnz; i++) {
@@ -189,9 +176,9 @@ Pass input_gradient_pass(const ConvGeometry& g, const int32_t* indices, int64_t 
     };
     int64_t num_taps = 0;
     each_tap([&](const Tap&, int64_t, int64_t, int64_t) { num_taps++; });
-    const int64_t block_channels = lay_out_product(
-        pass, input_gradient_grid(g, phase_h, phase_w), ceil_div(g.kernel_h, g.stride), ceil_div(g.kernel_w, g.stride),
-        g.y.channels, g.x.channels, num_taps);
+    const int64_t fitting = lay_out(pass, input_gradient_grid(g, phase_h, phase_w), ceil_div(g.kernel_h, g.stride),
+                                    ceil_div(g.kernel_w, g.stride), kernels().spmm_pixels);
+    const int64_t block_channels = block_size(fitting, g.y.channels, g.x.channels, num_taps);
     aim_input_gradient(pass, g, phase_h, phase_w);
     share_out(pass.tiling, g.x.channels);
     build(pass.matrix, pass.tiling.row_groups, g.x.channels, {g.y.channels, block_channels, g.y.plane},
@@ -234,11 +221,7 @@ Plan forward_plan(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
         return plan;
     }
     Pass& pass = plan.passes.emplace_back();
-    const int64_t block_channels = lay_out_product(pass, forward_grid(g), g.kernel_h, g.kernel_w, g.x.channels,
-                                                   g.y.channels, nnz);
-    aim_forward(pass, g);
-    share_out(pass.tiling, g.y.channels);
-    build_by_output(pass, g, indices, nnz, block_channels);
+    lay_out_by_output(pass, g, indices, nnz, kernels().spmm_pixels);
     return plan;
 }
 
@@ -263,10 +246,7 @@ Plan backward_plan(const ConvGeometry& g, const int32_t* indices, int64_t nnz) {
         return plan;
     }
     Pass& pass = plan.weight_gradient;
-    const int64_t fitting = lay_out(pass, forward_grid(g), g.kernel_h, g.kernel_w, kernels().sddmm_pixels);
-    aim_forward(pass, g);
-    share_out(pass.tiling, g.y.channels);
-    build_by_output(pass, g, indices, nnz, block_size(fitting, g.x.channels, g.y.channels, nnz));
+    lay_out_by_output(pass, g, indices, nnz, kernels().sddmm_pixels);
     return plan;
 }
 

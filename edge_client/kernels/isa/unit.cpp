@@ -2,7 +2,7 @@
 //     SPARSEFLEET_TABLE  the name of the table it defines
 //     SPARSEFLEET_NAME   what that instruction set is called
 //     WIDTH              floats per register
-//     SPMM_PIXELS, SPMM_PIXELS_PAST_L1, SDDMM_PIXELS   tile areas whose sums and operands fit the registers
+//     SPMM_PIXELS, SDDMM_PIXELS   tile areas whose sums and operands fit the registers
 //     DENSE_PIXELS, DENSE_ROWS, DENSE_GRAD_ROWS, DENSE_GRAD_TAPS   the same for tiles of dense and dense_grad
 //     WINOGRAD_TILES     so many tiles of Winograd's go together
 //     DENSE_FROM, WINOGRAD_FROM   the densities from which on a layer usually runs faster dense
@@ -59,7 +59,6 @@ extern const Kernels SPARSEFLEET_TABLE;
 const Kernels SPARSEFLEET_TABLE = {
     SPARSEFLEET_NAME,
     SPMM_PIXELS,
-    SPMM_PIXELS_PAST_L1,
     (ONE_SET_REGISTERS + REGS - 1) / REGS,
     SDDMM_PIXELS,
     DENSE_PIXELS,
