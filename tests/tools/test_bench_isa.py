@@ -71,3 +71,11 @@ def test_onnxruntime_is_left_out_since_nothing_holds_it(monkeypatch):
     monkeypatch.setenv(isa.OURS, "baseline")
     with pytest.raises(rivals.Missing, match="cannot be"):
         rivals.ort_training_step(None)
+
+
+def test_the_widest_instruction_set_holds_nothing_back(monkeypatch):
+    monkeypatch.delenv(isa.OURS, raising=False)
+    assert not isa.is_held()
+    for name, is_held in {"": False, "avx512": False, "neon": False, "avx2": True, "baseline": True}.items():
+        monkeypatch.setenv(isa.OURS, name)
+        assert isa.is_held() == is_held
