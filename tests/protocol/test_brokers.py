@@ -396,9 +396,23 @@ def test_a_connection_that_was_lost_meanwhile_can_be_killed(broker, monkeypatch)
 
 
 @really
+def test_a_connection_whose_thread_ends_while_it_is_told_to_can_be_killed(broker, monkeypatch):
+    device = broker.connect("pi-1")
+    stop = device._client.loop_stop
+
+    def stop_as_it_ends() -> None:
+        stop()
+        device._client._thread.join()  # As paho does: by now it has forgotten the thread.
+
+    monkeypatch.setattr(device._client, "loop_stop", stop_as_it_ends)
+    device.kill()
+    assert device._client.socket() is None
+
+
+@really
 @pytest.mark.parametrize("end", ["close", "kill"])
 def test_whoever_ends_a_connection_gets_its_sockets_back_at_once(broker, end):
-    """Open files are few, and `select` waits for none from the 1,024th on: not when garbage is collected."""
+    """Not when garbage is collected: `select`, by which paho waits, takes no file numbers from 1,024 on."""
     process = psutil.Process()
     gc.disable()
     try:
