@@ -53,6 +53,39 @@ def test_the_kernels_agree_with_their_references(board, sources):
     assert int(passed[1]) > 300
 
 
+def test_the_loops_of_sparse_tiles_stay_in_registers(board):
+    """What an emulator cannot time: loads limit these loops, and a sum or an address on the stack is more of them."""
+    (kernels,) = board.library.parent.rglob("unit.cpp.o")
+    listing = subprocess.run(
+        ["aarch64-linux-gnu-objdump", "-d", "--no-show-raw-insn", kernels],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    num_loops = 0
+    for function in listing.split("\n\n"):
+        tile = re.search(r"<\w*spmm_tileILi(\d)ELi(\d)E", function)
+        if tile is None or not (loops := _loops_of_multiply_adds(function.splitlines()[1:])):
+            continue
+        share, loop = min(loops)
+        num_loops += 1
+        assert not [line for line in loop if "[sp" in line], (tile[0], loop)
+        if int(tile[1]) * int(tile[2]) == 6:
+            assert share <= 2.0, (tile[0], loop)
+    assert num_loops > 30
+
+
+def _loops_of_multiply_adds(lines: list[str]) -> list[tuple[float, list[str]]]:
+    """Backward branches over sixteen or more: instructions for each, and the instructions."""
+    place = {line.split(":")[0].strip(): i for i, line in enumerate(lines)}
+    branches = (
+        (place.get(found[1], i), i)
+        for i, line in enumerate(lines)
+        if (found := re.search(r"\t(?:b\.\w+|cbn?z|tbn?z)\t.*?([0-9a-f]+) <", line))
+    )
+    bodies = [lines[first : last + 1] for first, last in branches if first < last]
+    counts = [sum("fmla" in line for line in body) for body in bodies]
+    return [(len(body) / count, body) for body, count in zip(bodies, counts, strict=True) if count >= 16]
+
+
 def test_a_client_trains_rounds_beside_one_of_this_machine(board, sources, federate, tmp_path):
     pytest.importorskip("sklearn")
     home = tmp_path / "home"
