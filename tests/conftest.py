@@ -6,8 +6,10 @@ passwords.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -254,9 +256,12 @@ class Federation:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port below those that the kernel gives away, which may be another test's before a broker listens."""
+    draw = random.SystemRandom()  # Not what a test may have seeded: two workers would draw the same.
+    while True:
+        port = draw.randrange(10_000, 32_768)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 Federate = Callable[..., Federation]
